@@ -1,0 +1,47 @@
+"""InstructBLIP, BLIP-2 and LLaVA in the manner of Hugging Face Transformers.
+
+Importing this package loads neither torch nor any model code: public names are resolved when they are first
+used (PEP 562). The only other effect of the import is that transformers' removed ``AutoModelForVision2Seq`` and
+``"image-to-text"`` pipeline are available again, see `instructblip_hf.transformers_hooks`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from . import transformers_hooks
+
+
+__version__ = "0.1.0"
+
+_PUBLIC_NAMES = {
+    "AutoModelForVision2Seq": "auto",
+    "BUNDLED_CHECKPOINTS": "checkpoints",
+    "ImageToTextPipeline": "pipelines",
+    "InstructBlipConfig": "models.instructblip",
+    "InstructBlipForConditionalGeneration": "models.instructblip",
+    "InstructBlipProcessor": "models.instructblip",
+    "InstructBlipQFormerConfig": "models.instructblip",
+    "InstructBlipQFormerModel": "models.instructblip",
+    "InstructBlipVisionConfig": "models.instructblip",
+    "InstructBlipVisionModel": "models.instructblip",
+    "bundled_checkpoint": "checkpoints",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC_NAMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC_NAMES:
+        value = getattr(importlib.import_module(f".{_PUBLIC_NAMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+transformers_hooks.install()

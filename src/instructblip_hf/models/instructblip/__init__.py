@@ -1,0 +1,20 @@
+"""The InstructBLIP family (Dai et al., 2023, arXiv 2305.06500)."""
+
+from .configuration_instructblip import InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
+from .modeling_instructblip import (
+    InstructBlipForConditionalGeneration,
+    InstructBlipQFormerModel,
+    InstructBlipVisionModel,
+)
+from .processing_instructblip import InstructBlipProcessor
+
+
+__all__ = [
+    "InstructBlipConfig",
+    "InstructBlipForConditionalGeneration",
+    "InstructBlipProcessor",
+    "InstructBlipQFormerConfig",
+    "InstructBlipQFormerModel",
+    "InstructBlipVisionConfig",
+    "InstructBlipVisionModel",
+]

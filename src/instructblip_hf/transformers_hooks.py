@@ -1,0 +1,5 @@
+"""Placeholder; replaced below."""
+
+
+def install() -> None:
+    """Nothing yet."""
