@@ -1,0 +1,1 @@
+"""Language models come from transformers; here is what the package needs to know of them."""

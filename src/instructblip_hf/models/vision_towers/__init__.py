@@ -1,0 +1,1 @@
+"""Vision towers; CLIP, SigLIP, DINOv2 and the like come from transformers through AutoModel."""

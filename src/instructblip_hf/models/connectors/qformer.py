@@ -1,0 +1,217 @@
+"""Layers of the querying transformer (Q-Former): BLIP-2, arXiv 2301.12597 section 3.1; InstructBLIP, section 2.3.
+
+Learned queries and, in InstructBLIP, the tokens of the instruction share self-attention; the queries alone attend
+to the image. Queries and text have feed-forward layers of their own. Parameter names are those of published
+checkpoints (LAVIS `Qformer.py` in transformers' naming).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
+
+from ..attention import attend
+
+
+class QFormerEmbeddings(nn.Module):
+    """Queries (batch, queries, hidden) and instruction ids (batch, text) to normalised states, queries first."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.has_text = config.use_qformer_text_input
+        if self.has_text:
+            self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.max_positions = config.max_position_embeddings
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        query_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        states = []
+        if query_embeds is not None:
+            states.append(query_embeds)
+        if input_ids is not None:
+            if not self.has_text:
+                raise ValueError("this Q-Former has use_qformer_text_input=False and takes no input_ids")
+            if input_ids.shape[1] > self.max_positions:
+                raise ValueError(
+                    f"the instruction has {input_ids.shape[1]} tokens, the Q-Former at most {self.max_positions} "
+                    "positions; the processor cuts it where it knows the limit (qformer_tokenizer.model_max_length)"
+                )
+            if position_ids is None:
+                position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+            states.append(self.word_embeddings(input_ids) + self.position_embeddings(position_ids))
+        if not states:
+            raise ValueError("the Q-Former needs query_embeds, input_ids or both")
+        embeddings = torch.cat(states, dim=1) if len(states) > 1 else states[0]
+        return self.dropout(self.layernorm(embeddings.to(self.layernorm.weight.dtype)))
+
+
+class QFormerMultiHeadAttention(nn.Module):
+    """Self-attention, or attention from queries to image features of width ``config.encoder_hidden_size``."""
+
+    def __init__(self, config: Any, is_cross_attention: bool = False) -> None:
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
+                f"{config.num_attention_heads}"
+            )
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        source_size = config.encoder_hidden_size if is_cross_attention else config.hidden_size
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(source_size, config.hidden_size)
+        self.value = nn.Linear(source_size, config.hidden_size)
+
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, tokens, head size]
+
+    def forward(
+        self, hidden_states: torch.Tensor, source: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query = self._heads(self.query(hidden_states))
+        key, value = self._heads(self.key(source)), self._heads(self.value(source))
+        output, probabilities = attend(
+            self, query, key, value, attention_mask, self.config.attention_probs_dropout_prob
+        )
+        return output.flatten(2), probabilities
+
+
+class QFormerResidual(nn.Module):
+    """Projection, dropout, residual and LayerNorm: the end of every sub-layer."""
+
+    def __init__(self, config: Any, input_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+
+
+class QFormerAttention(nn.Module):
+    """Attention sub-layer with its residual."""
+
+    def __init__(self, config: Any, is_cross_attention: bool = False) -> None:
+        super().__init__()
+        self.attention = QFormerMultiHeadAttention(config, is_cross_attention)
+        self.output = QFormerResidual(config, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        source: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, probabilities = self.attention(
+            hidden_states, hidden_states if source is None else source, attention_mask
+        )
+        return self.output(attended, hidden_states), probabilities
+
+
+class QFormerIntermediate(nn.Module):
+    """First half of a feed-forward sub-layer."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation_fn(self.dense(hidden_states))
+
+
+class QFormerLayer(GradientCheckpointingLayer):
+    """Shared self-attention, cross-attention of the queries in every n-th layer, two feed-forward streams."""
+
+    def __init__(self, config: Any, layer_index: int) -> None:
+        super().__init__()
+        self.attention = QFormerAttention(config)
+        self.has_cross_attention = layer_index % config.cross_attention_frequency == 0
+        if self.has_cross_attention:
+            self.crossattention = QFormerAttention(config, is_cross_attention=True)
+        if config.use_qformer_text_input:
+            self.intermediate = QFormerIntermediate(config)
+            self.output = QFormerResidual(config, config.intermediate_size)
+        self.intermediate_query = QFormerIntermediate(config)
+        self.output_query = QFormerResidual(config, config.intermediate_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        query_length: int,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        hidden_states, self_probabilities = self.attention(hidden_states, attention_mask=attention_mask)
+        queries, text = hidden_states[:, :query_length], hidden_states[:, query_length:]
+        cross_probabilities = None
+        streams = []
+        if query_length:
+            if self.has_cross_attention:
+                if encoder_hidden_states is None:
+                    raise ValueError("encoder_hidden_states are needed: the queries attend to the image")
+                queries, cross_probabilities = self.crossattention(
+                    queries, encoder_hidden_states, encoder_attention_mask
+                )
+            streams.append(self.output_query(self.intermediate_query(queries), queries))
+        if text.shape[1]:
+            streams.append(self.output(self.intermediate(text), text))
+        output = torch.cat(streams, dim=1) if len(streams) > 1 else streams[0]
+        return output, self_probabilities, cross_probabilities
+
+
+class QFormerEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([QFormerLayer(config, index) for index in range(config.num_hidden_layers)])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        query_length: int = 0,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> BaseModelOutputWithCrossAttentions:
+        all_hidden_states: tuple[torch.Tensor, ...] | None = (hidden_states,) if output_hidden_states else None
+        attentions: tuple[torch.Tensor, ...] | None = () if output_attentions else None
+        cross_attentions: tuple[torch.Tensor, ...] | None = () if output_attentions else None
+        for layer in self.layer:
+            hidden_states, self_probabilities, cross_probabilities = layer(
+                hidden_states, encoder_hidden_states, attention_mask, encoder_attention_mask, query_length
+            )
+            if all_hidden_states is not None:
+                all_hidden_states += (hidden_states,)
+            if attentions is not None and cross_attentions is not None:
+                attentions += (self_probabilities,)
+                if cross_probabilities is not None:
+                    cross_attentions += (cross_probabilities,)
+        return BaseModelOutputWithCrossAttentions(
+            last_hidden_state=hidden_states,
+            hidden_states=all_hidden_states,
+            attentions=attentions,
+            cross_attentions=cross_attentions,
+        )
+
+
+__all__ = ["QFormerAttention", "QFormerEmbeddings", "QFormerEncoder", "QFormerLayer"]

@@ -1,0 +1,548 @@
+"""InstructBLIP (Dai et al., 2023, arXiv 2305.06500): an instruction-aware Q-Former between a ViT and an LLM.
+
+Walk: images go through the vision tower; learned queries, beside the tokens of the instruction, read them in the
+Q-Former (section 2.3 of the paper); a linear projection takes the queries into the language model, where they stand
+in the place of placeholder tokens. Class names, module names and parameter names are transformers' own, so
+checkpoints are exchanged in both directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.utils import ModelOutput
+
+from ..attention import check_attentions_available
+from ..connectors.qformer import QFormerEmbeddings, QFormerEncoder
+from ..language_models.adapter import run_language_model
+from ..modeling_base import StrictLoadingMixin, VisionLanguageModel
+from ..vision_towers.eva_vit import EvaVitEmbeddings, EvaVitEncoder
+from .configuration_instructblip import InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
+
+
+_NO_SPLIT_MODULES = ["EvaVitEmbeddings", "EvaVitLayer", "QFormerEmbeddings", "QFormerLayer"]
+
+
+@dataclass
+class InstructBlipImageFeatures(ModelOutput):
+    """What [`InstructBlipForConditionalGeneration.get_image_features`] returns.
+
+    Args:
+        pooler_output (`torch.Tensor`): Shape (images, queries, language model hidden): what the prompt takes up.
+        vision_outputs (`BaseModelOutputWithPooling`, *optional*): Of the vision tower; `None` for given features.
+        qformer_outputs (`BaseModelOutputWithPoolingAndCrossAttentions`): Of the Q-Former.
+    """
+
+    pooler_output: torch.Tensor | None = None
+    vision_outputs: ModelOutput | None = None
+    qformer_outputs: ModelOutput | None = None
+
+
+@dataclass
+class InstructBlipForConditionalGenerationModelOutput(ModelOutput):
+    """Output of [`InstructBlipForConditionalGeneration`].
+
+    Args:
+        loss (`torch.Tensor`, *optional*): Scalar, with ``labels``.
+        logits (`torch.Tensor`): Shape (batch, tokens, vocabulary); target tokens for sequence-to-sequence models.
+        vision_outputs (`ModelOutput`, *optional*): Of the vision tower, where images were given.
+        qformer_outputs (`ModelOutput`, *optional*): Of the Q-Former, where images were given.
+        language_model_outputs (`ModelOutput`): Of the language model.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    vision_outputs: ModelOutput | None = None
+    qformer_outputs: ModelOutput | None = None
+    language_model_outputs: ModelOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class InstructBlipPart(StrictLoadingMixin, PreTrainedModel):
+    """What the vision tower and the Q-Former share as models of their own."""
+
+    supports_gradient_checkpointing = True
+    _supports_attention_backend = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _no_split_modules = _NO_SPLIT_MODULES
+
+
+class InstructBlipVisionModel(InstructBlipPart):
+    """EVA-CLIP ViT with a final LayerNorm over every token (LAVIS `eva_vit.py` and `ln_vision`).
+
+    Loads from a folder of its own, and out of a full checkpoint.
+    """
+
+    config: InstructBlipVisionConfig
+    config_class = InstructBlipVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    _keys_to_ignore_on_load_unexpected = [r"^(qformer|language_projection|language_model)\.", r"^query_tokens$"]
+
+    def __init__(self, config: InstructBlipVisionConfig) -> None:
+        super().__init__(config)
+        self.embeddings = EvaVitEmbeddings(config)
+        self.encoder = EvaVitEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EvaVitEmbeddings):
+            init.trunc_normal_(module.class_embedding, std=self.config.initializer_range)
+            init.trunc_normal_(module.position_embedding, std=self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        """Encode images.
+
+        Args:
+            pixel_values (`torch.Tensor`): Shape (images, 3, height, width).
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Resample the positions for images of another size than ``config.image_size``.
+            output_hidden_states (`bool`, *optional*): Also return the state before and after every block.
+            output_attentions (`bool`, *optional*): Also return every block's attention; needs eager attention.
+            return_dict (`bool`, *optional*): `False` for a tuple.
+
+        Returns:
+            `BaseModelOutputWithPooling`: ``last_hidden_state`` (images, 1 + patches, hidden), class token first;
+            ``pooler_output`` (images, hidden), the class token normalised once more, as published models have it.
+
+        Raises:
+            ValueError: If the images have another size and ``interpolate_pos_encoding`` is not set.
+        """
+        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
+        output_attentions = _default(output_attentions, self.config.output_attentions)
+        check_attentions_available(self.config, output_attentions)
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
+        hidden_states, all_hidden_states, attentions = self.encoder(
+            hidden_states, output_hidden_states, output_attentions
+        )
+        hidden_states = self.post_layernorm(hidden_states)
+        outputs = BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states,
+            pooler_output=self.post_layernorm(hidden_states[:, 0]),
+            hidden_states=all_hidden_states,
+            attentions=attentions,
+        )
+        return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
+
+
+class InstructBlipQFormerModel(InstructBlipPart):
+    """Q-Former: queries, the instruction beside them, and cross-attention to the image (section 2.3).
+
+    Loads from a folder of its own, and out of a full checkpoint.
+    """
+
+    config: InstructBlipQFormerConfig
+    config_class = InstructBlipQFormerConfig
+    base_model_prefix = "qformer"
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(vision_model|language_projection|language_model)\.",
+        r"^query_tokens$",
+    ]
+
+    def __init__(self, config: InstructBlipQFormerConfig) -> None:
+        super().__init__(config)
+        self.embeddings = QFormerEmbeddings(config)
+        self.encoder = QFormerEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.embeddings.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        query_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
+        """Run queries, text or both.
+
+        Args:
+            input_ids (`torch.LongTensor`, *optional*): Shape (batch, text), the instruction.
+            attention_mask (`torch.Tensor`, *optional*):
+                Shape (batch, queries + text), 1 where a position counts; or an additive float mask of shape
+                (batch, 1, queries + text, queries + text).
+            position_ids (`torch.LongTensor`, *optional*): Shape (batch, text); by default 0, 1, 2, ...
+            query_embeds (`torch.Tensor`, *optional*): Shape (batch, queries, hidden).
+            encoder_hidden_states (`torch.Tensor`, *optional*): Shape (batch, image tokens, image hidden).
+            encoder_attention_mask (`torch.Tensor`, *optional*): Shape (batch, image tokens).
+            output_hidden_states (`bool`, *optional*): Also return the states before and after every layer.
+            output_attentions (`bool`, *optional*): Also return self- and cross-attentions; needs eager attention.
+            return_dict (`bool`, *optional*): `False` for a tuple.
+
+        Returns:
+            `BaseModelOutputWithPoolingAndCrossAttentions`: ``last_hidden_state`` (batch, queries + text, hidden).
+
+        Raises:
+            ValueError: If there is neither text nor a query, the text is longer than the positions, or the
+                queries have no image to read.
+        """
+        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
+        output_attentions = _default(output_attentions, self.config.output_attentions)
+        check_attentions_available(self.config, output_attentions)
+        states = self.embeddings(input_ids, query_embeds, position_ids)
+        query_length = query_embeds.shape[1] if query_embeds is not None else 0
+        self_mask: Any = None
+        if attention_mask is not None:
+            self_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=states, attention_mask=attention_mask
+            )
+        cross_mask: Any = None
+        if encoder_attention_mask is not None and encoder_hidden_states is not None:
+            cross_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=states[:, :query_length],
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+            )
+        encoded = self.encoder(
+            states,
+            encoder_hidden_states,
+            self_mask,
+            cross_mask,
+            query_length,
+            output_hidden_states,
+            output_attentions,
+        )
+        outputs = BaseModelOutputWithPoolingAndCrossAttentions(
+            pooler_output=encoded.last_hidden_state[:, 0], **encoded
+        )
+        return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
+
+
+class InstructBlipForConditionalGeneration(VisionLanguageModel):
+    """InstructBLIP with any vision tower and any causal or sequence-to-sequence language model.
+
+    Example:
+
+    ```python
+    >>> from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipProcessor, bundled_checkpoint
+    >>> model = InstructBlipForConditionalGeneration.from_pretrained(bundled_checkpoint())
+    >>> processor = InstructBlipProcessor.from_pretrained(bundled_checkpoint())
+    >>> inputs = processor(images="scene.png", text="what color is the circle ?", return_tensors="pt")
+    >>> processor.batch_decode(model.generate(**inputs, return_full_text=False), skip_special_tokens=True)
+    ```
+    """
+
+    config: InstructBlipConfig
+    config_class = InstructBlipConfig
+    base_model_prefix = ""
+    image_side = ("vision_model", "qformer", "language_projection")
+    _no_split_modules = _NO_SPLIT_MODULES
+    # In float16 the queries keep the precision they were trained in; the T5 parts that overflow are named by T5.
+    _keep_in_fp32_modules = ["query_tokens"]
+
+    def __init__(self, config: InstructBlipConfig) -> None:
+        super().__init__(config)
+        self.vision_model = self.build_vision_tower(config.vision_config)
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
+        self.qformer = InstructBlipQFormerModel._from_config(config.qformer_config)
+        self.language_projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
+        self.language_model = self.build_language_model(config)
+        self.post_init()
+
+    @staticmethod
+    def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
+        if isinstance(config, InstructBlipVisionConfig):
+            return InstructBlipVisionModel._from_config(config)
+        return VisionLanguageModel.build_vision_tower(config)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            # As LAVIS draws them; equal queries would stay equal for ever.
+            init.normal_(self.query_tokens, std=self.config.qformer_config.initializer_range)
+
+    # --- images ---------------------------------------------------------------------------------------------------
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> InstructBlipImageFeatures:
+        """Vision tower, Q-Former and projection.
+
+        Args:
+            pixel_values (`torch.Tensor`, *optional*):
+                Shape (images, 3, height, width), or (batch, frames, 3, height, width) for video.
+            qformer_input_ids (`torch.LongTensor`, *optional*):
+                Shape (images, text): for every image the instruction of its sample. For video also (batch, text).
+                Needed unless the Q-Former has ``use_qformer_text_input=False``.
+            qformer_attention_mask (`torch.Tensor`, *optional*): Same shape; by default all ones.
+            image_embeds (`torch.Tensor`, *optional*):
+                Shape (images, image tokens, vision hidden): features of the vision tower, in place of pixels.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            output_hidden_states (`bool`, *optional*): Also of vision tower and Q-Former.
+            output_attentions (`bool`, *optional*): Also of vision tower and Q-Former; needs eager attention.
+
+        Returns:
+            [`InstructBlipImageFeatures`]: ``pooler_output`` has shape (images, queries, language model hidden).
+
+        Raises:
+            ValueError: If both or neither of pixels and features are given, or an image lacks its instruction.
+        """
+        if (pixel_values is None) == (image_embeds is None):
+            raise ValueError("give either pixel_values or image_embeds")
+        vision_outputs: Any = None
+        frames = 1
+        if pixel_values is not None:
+            if pixel_values.dim() == 5:
+                frames = pixel_values.shape[1]
+                pixel_values = pixel_values.flatten(0, 1)
+            options: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
+            if output_hidden_states is not None:
+                options["output_hidden_states"] = output_hidden_states
+            if output_attentions is not None:
+                options["output_attentions"] = output_attentions
+            vision_outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **options)
+        features: Any = image_embeds if vision_outputs is None else vision_outputs.last_hidden_state
+
+        images = features.shape[0]
+        queries = self.query_tokens.expand(images, -1, -1)
+        qformer_input_ids, attention_mask = self._instructions(
+            qformer_input_ids, qformer_attention_mask, images, frames
+        )
+        qformer_outputs = self.qformer(
+            input_ids=qformer_input_ids,
+            attention_mask=attention_mask,
+            query_embeds=queries,
+            encoder_hidden_states=features.to(queries.device),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        query_output = qformer_outputs.last_hidden_state[:, : queries.shape[1]]
+        return InstructBlipImageFeatures(
+            pooler_output=self.language_projection(query_output),  # [images, queries, language model hidden]
+            vision_outputs=vision_outputs,
+            qformer_outputs=qformer_outputs,
+        )
+
+    def _instructions(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        images: int,
+        frames: int,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The Q-Former's text for every image, and its mask with the queries' ones in front."""
+        if not self.config.qformer_config.use_qformer_text_input:
+            return None, None
+        if input_ids is None:
+            raise ValueError(
+                "qformer_input_ids are needed: this Q-Former reads the instruction (use_qformer_text_input=True)"
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if frames > 1 and input_ids.shape[0] * frames == images:
+            input_ids = input_ids.repeat_interleave(frames, dim=0)
+            attention_mask = attention_mask.repeat_interleave(frames, dim=0)
+        if input_ids.shape[0] != images:
+            raise ValueError(
+                f"qformer_input_ids has {input_ids.shape[0]} rows for {images} images; it has one row an image, the "
+                "instruction of the sample that the image belongs to"
+            )
+        query_mask = attention_mask.new_ones(images, self.config.num_query_tokens)
+        return input_ids, torch.cat([query_mask, attention_mask], dim=1)
+
+    # --- forward --------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> InstructBlipForConditionalGenerationModelOutput | tuple[Any, ...]:
+        """Logits, and with labels the loss, for a batch whose rows hold no, one or several images.
+
+        Args:
+            pixel_values (`torch.Tensor`, *optional*):
+                Shape (images, 3, height, width), all images of the batch in reading order, or
+                (batch, frames, 3, height, width) for video.
+            qformer_input_ids (`torch.LongTensor`, *optional*): Shape (images, text), see [`get_image_features`].
+            qformer_attention_mask (`torch.Tensor`, *optional*): Shape (images, text).
+            input_ids (`torch.LongTensor`, *optional*):
+                Shape (batch, tokens), with ``config.num_query_tokens`` placeholders for each of a row's images.
+            attention_mask (`torch.Tensor`, *optional*): Shape (batch, tokens); by default all ones.
+            decoder_input_ids (`torch.LongTensor`, *optional*): Shape (batch, target tokens), for T5 and the like.
+            decoder_attention_mask (`torch.Tensor`, *optional*): Shape (batch, target tokens).
+            inputs_embeds (`torch.Tensor`, *optional*): Shape (batch, tokens, hidden), in place of ``input_ids``.
+            labels (`torch.LongTensor`, *optional*):
+                Shape (batch, tokens) for a causal model, (batch, target tokens) for a sequence-to-sequence one;
+                -100 is left out.
+            image_embeds (`torch.Tensor`, *optional*): Vision features in place of pixels, see [`get_image_features`].
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            output_hidden_states (`bool`, *optional*): Of all three parts.
+            output_attentions (`bool`, *optional*): Of all three parts; needs eager attention.
+            return_dict (`bool`, *optional*): `False` for a tuple.
+            kwargs: For the language model; ``num_items_in_batch`` for the loss.
+
+        Returns:
+            [`InstructBlipForConditionalGenerationModelOutput`]
+
+        Raises:
+            ValueError: If placeholders and images do not match, or an image lacks its instruction.
+        """
+        features = None
+        if pixel_values is not None or image_embeds is not None:
+            features = self.get_image_features(
+                pixel_values,
+                qformer_input_ids,
+                qformer_attention_mask,
+                image_embeds,
+                interpolate_pos_encoding,
+                output_hidden_states,
+                output_attentions,
+            )
+        inputs_embeds = self.place_image_features(
+            input_ids, inputs_embeds, features.pooler_output if features is not None else None
+        )
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        if output_hidden_states is not None:
+            kwargs["output_hidden_states"] = output_hidden_states
+        if output_attentions is not None:
+            kwargs["output_attentions"] = output_attentions
+        loss, language_model_outputs = run_language_model(
+            self.language_model,
+            self.config.is_encoder_decoder,
+            inputs_embeds,
+            attention_mask,
+            labels=labels,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            **kwargs,
+        )
+        outputs = InstructBlipForConditionalGenerationModelOutput(
+            loss=loss,
+            logits=language_model_outputs.logits,
+            vision_outputs=features.vision_outputs if features is not None else None,
+            qformer_outputs=features.qformer_outputs if features is not None else None,
+            language_model_outputs=language_model_outputs,
+        )
+        return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_full_text: bool = True,
+        **generate_kwargs: Any,
+    ) -> torch.Tensor | ModelOutput:
+        """Answer. The images are encoded once, also for beams and several sequences.
+
+        Args:
+            pixel_values, qformer_input_ids, qformer_attention_mask, input_ids, attention_mask, inputs_embeds,
+            image_embeds, interpolate_pos_encoding: As in [`forward`]. Without ``input_ids`` the prompt is the image
+                alone, one image a row. Batches for a causal model are padded on the left.
+            return_full_text (`bool`, *optional*, defaults to `True`):
+                Whether a causal model's sequences start with the prompt, as stock transformers returns them.
+                `False` returns the completion alone. Sequence-to-sequence models never return the prompt.
+            generate_kwargs: As for `transformers.GenerationMixin.generate`; defaults are ``generation_config``'s.
+
+        Returns:
+            `torch.LongTensor` of shape (batch * num_return_sequences, tokens), or a `ModelOutput` where
+            ``return_dict_in_generate`` is set.
+
+        Raises:
+            ValueError: As in [`forward`].
+        """
+        image_features: Any = None
+        if pixel_values is not None or image_embeds is not None:
+            image_features = self.get_image_features(
+                pixel_values,
+                qformer_input_ids,
+                qformer_attention_mask,
+                image_embeds,
+                interpolate_pos_encoding,
+            ).pooler_output
+            if input_ids is None and inputs_embeds is None:
+                rows = len(image_features if pixel_values is None else pixel_values)
+                input_ids = self._image_prompt(rows, image_features)
+        inputs_embeds = self.place_image_features(input_ids, inputs_embeds, image_features)
+        return self.generate_from_embeddings(
+            inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs
+        )
+
+    def _image_prompt(self, rows: int, image_features: torch.Tensor) -> torch.Tensor:
+        """Placeholders and the token that an empty text comes down to: BOS, or for T5 the end token."""
+        placeholders = image_features.shape[0] * image_features.shape[1] // rows
+        config = self.generation_config
+        last = config.eos_token_id if self.config.is_encoder_decoder else config.bos_token_id
+        last = last[0] if isinstance(last, list) else last
+        if last is None:
+            raise ValueError("without input_ids the generation_config needs a bos_token_id (T5: eos_token_id)")
+        prompt = [self.config.image_token_id] * placeholders + [last]
+        return torch.tensor([prompt] * rows, dtype=torch.long, device=image_features.device)
+
+
+def _default(value: bool | None, fallback: bool | None) -> bool:
+    return bool(fallback if value is None else value)
+
+
+__all__ = [
+    "InstructBlipForConditionalGeneration",
+    "InstructBlipForConditionalGenerationModelOutput",
+    "InstructBlipImageFeatures",
+    "InstructBlipQFormerModel",
+    "InstructBlipVisionModel",
+]

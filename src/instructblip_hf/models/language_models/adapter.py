@@ -1,0 +1,103 @@
+"""What differs between a causal and a sequence-to-sequence language model, in one place.
+
+Stateless: the functions take the language model, so the base model holds no copy of either case.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+
+from ...constants import IGNORE_INDEX
+
+
+def build_language_model(text_config: PreTrainedConfig, is_encoder_decoder: bool) -> PreTrainedModel:
+    """New language model with its head: `AutoModelForSeq2SeqLM` or `AutoModelForCausalLM` of the configuration."""
+    auto_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+    return auto_class.from_config(text_config)
+
+
+def run_language_model(
+    language_model: Any,
+    is_encoder_decoder: bool,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    labels: torch.Tensor | None = None,
+    decoder_input_ids: torch.Tensor | None = None,
+    decoder_attention_mask: torch.Tensor | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor | None, Any]:
+    """Run the language model on image features and prompt, and compute the loss on its labels.
+
+    Args:
+        language_model (`PreTrainedModel`): A full causal or sequence-to-sequence model.
+        is_encoder_decoder (`bool`): Which of the two it is.
+        inputs_embeds (`torch.Tensor`): Shape (batch, tokens, hidden): prompt with the image features in place.
+        attention_mask (`torch.Tensor`, *optional*): Shape (batch, tokens).
+        labels (`torch.LongTensor`, *optional*):
+            Causal: shape (batch, tokens), aligned with the inputs and shifted here. Sequence-to-sequence: shape
+            (batch, target tokens). -100 is left out of the loss.
+        decoder_input_ids (`torch.LongTensor`, *optional*): Sequence-to-sequence only; by default from ``labels``.
+        decoder_attention_mask (`torch.Tensor`, *optional*): Sequence-to-sequence only.
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*):
+            Divisor of the summed loss, as Trainer hands it over under gradient accumulation; by default the mean
+            over the batch's own labels.
+
+    Returns:
+        `tuple`: Loss (or `None` without labels) and the language model's output.
+    """
+    kwargs["return_dict"] = True
+    if not is_encoder_decoder:
+        outputs = language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        if labels is None:
+            return None, outputs
+        # Position t predicts token t + 1; the last position has nothing to predict.
+        targets = nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
+        return token_cross_entropy(outputs.logits, targets, num_items_in_batch), outputs
+
+    if decoder_input_ids is None and labels is not None:
+        decoder_input_ids = language_model.prepare_decoder_input_ids_from_labels(labels)
+    outputs = language_model(
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        decoder_input_ids=decoder_input_ids,
+        decoder_attention_mask=decoder_attention_mask,
+        **kwargs,
+    )
+    if labels is None:
+        return None, outputs
+    return token_cross_entropy(outputs.logits, labels, num_items_in_batch), outputs
+
+
+def token_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross-entropy over the targets that are not -100, in float32.
+
+    Args:
+        logits (`torch.Tensor`): Shape (batch, tokens, vocabulary).
+        targets (`torch.LongTensor`): Shape (batch, tokens).
+        num_items_in_batch (`int` or `torch.Tensor`, *optional*): Divisor; by default the number of targets.
+
+    Returns:
+        `torch.Tensor`: Scalar, in nats a token.
+    """
+    reduction = "mean" if num_items_in_batch is None else "sum"
+    loss = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1),
+        targets.flatten().to(logits.device),
+        ignore_index=IGNORE_INDEX,
+        reduction=reduction,
+    )
+    if num_items_in_batch is None:
+        return loss
+    if isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(loss.device)
+    return loss / num_items_in_batch
+
+
+__all__ = ["build_language_model", "run_language_model", "token_cross_entropy"]

@@ -1,0 +1,257 @@
+"""What the InstructBLIP, BLIP-2 and LLaVA models share.
+
+All three have the module tree of published checkpoints: a vision tower, a connector and a full ``language_model``.
+This file holds the parts of their life that do not depend on the connector: strict loading, placing image features
+into the prompt, generation by the language model, and handing embedding and device questions on to it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .language_models.adapter import build_language_model
+
+
+# Filled in from the language model's own generation configuration where a checkpoint's outer one leaves them out.
+_TOKEN_ID_OPTIONS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+class StrictLoadingMixin:
+    """`from_pretrained` that raises on missing or unexpected keys instead of reporting them."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, strict: bool = True, **kwargs: Any
+    ) -> Any:
+        """Load a model; every key of the checkpoint must have a home and every parameter a key.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id.
+            strict (`bool`, *optional*, defaults to `True`):
+                `False` accepts missing keys, newly initialised, and unexpected ones, left out, as stock
+                transformers does.
+            kwargs: As for `transformers.PreTrainedModel.from_pretrained`.
+
+        Returns:
+            `PreTrainedModel`: In evaluation mode; with ``output_loading_info=True`` a tuple with the loading info.
+
+        Raises:
+            KeyError: If keys are missing or unexpected; it names them.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = cls._keep_image_side_whole(kwargs["quantization_config"])
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        if strict:
+            _raise_on_key_differences(cls.__name__, pretrained_model_name_or_path, info)
+        if kwargs.get("key_mapping"):
+            # Otherwise save_pretrained would write the names of the file that was read, not the model's own.
+            model._weight_conversions = None
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _keep_image_side_whole(cls, quantization_config: Any) -> Any:
+        return quantization_config
+
+
+def _raise_on_key_differences(class_name: str, source: Any, info: dict[str, Any]) -> None:
+    problems = [
+        f"{len(info[kind])} {kind.replace('_', ' ')}: {', '.join(sorted(map(str, info[kind])))}"
+        for kind in ("missing_keys", "unexpected_keys")
+        if info[kind]
+    ]
+    if problems:
+        raise KeyError(
+            f"{source} does not hold a whole {class_name}. "
+            + "; ".join(problems)
+            + ". Pass strict=False to load it anyway."
+        )
+
+
+class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
+    """Base of the families: vision tower, connector, language model.
+
+    A family sets ``image_side``, the names of its modules beside the language model, builds them, and calls
+    [`place_image_features`] and [`generate_from_embeddings`].
+    """
+
+    image_side: tuple[str, ...] = ()
+    main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _supports_attention_backend = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+
+    language_model: PreTrainedModel
+
+    # --- parts ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
+        """New vision tower of any type that `AutoModel` knows."""
+        return AutoModel.from_config(config)
+
+    @staticmethod
+    def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
+        """New language model for the composite configuration ``config``."""
+        return build_language_model(config.text_config, config.is_encoder_decoder)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.language_model.get_encoder() if modality is None else super().get_encoder(modality=modality)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The one generation configuration: the language model's own, so that a checkpoint's outer one counts."""
+        # `PreTrainedModel.__init__` sets it before there is a language model to hold it.
+        holder: Any = self._modules.get("language_model") or self.__dict__
+        return holder.get("_early_generation_config") if holder is self.__dict__ else holder.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        language_model: Any = self._modules.get("language_model")
+        if language_model is None:
+            self.__dict__["_early_generation_config"] = value
+            return
+        if value is not None:
+            own = language_model.generation_config
+            missing = {
+                name: getattr(own, name)
+                for name in _TOKEN_ID_OPTIONS
+                if getattr(value, name, None) is None and getattr(own, name, None) is not None
+            }
+            if missing:
+                value = copy.deepcopy(value)
+                value.update(**missing)
+        language_model.generation_config = value
+
+    @classmethod
+    def _keep_image_side_whole(cls, quantization_config: Any) -> Any:
+        """Name vision tower and connector as modules to leave alone, where the user's configuration names none."""
+        quantization_config = copy.deepcopy(quantization_config)
+        for option in ("llm_int8_skip_modules", "modules_to_not_convert"):
+            if hasattr(quantization_config, option) and getattr(quantization_config, option) is None:
+                setattr(quantization_config, option, [*cls.image_side, "lm_head"])
+        return quantization_config
+
+    # --- image features into the prompt ---------------------------------------------------------------------------
+
+    def place_image_features(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Embed the prompt and put one image feature in the place of every placeholder, in reading order.
+
+        Args:
+            input_ids (`torch.LongTensor`, *optional*): Shape (batch, tokens), with placeholders.
+            inputs_embeds (`torch.Tensor`, *optional*):
+                Shape (batch, tokens, hidden), in place of ``input_ids``; placeholders are then the positions that
+                equal the placeholder's embedding.
+            image_features (`torch.Tensor`, *optional*): Shape (images, tokens an image, hidden).
+
+        Returns:
+            `torch.Tensor`: Shape (batch, tokens, hidden).
+
+        Raises:
+            ValueError: If placeholders and features differ in number, or a row holds part of an image.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("input_ids or inputs_embeds are needed")
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if input_ids is not None:
+            is_placeholder = input_ids == self.config.image_token_id
+        else:
+            placeholder = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            is_placeholder = (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
+        is_placeholder = is_placeholder.to(inputs_embeds.device)
+
+        counts = is_placeholder.sum(-1)  # [batch]
+        tokens_an_image = image_features.shape[1] if image_features is not None else 1
+        images = image_features.shape[0] if image_features is not None else 0
+        if int(counts.sum()) != images * tokens_an_image:
+            raise ValueError(
+                f"Image features and image tokens do not match, tokens: {int(counts.sum())}, features: "
+                f"{images * tokens_an_image} ({images} images of {tokens_an_image}); a row of input_ids holds "
+                f"{tokens_an_image} placeholders (id {self.config.image_token_id}) for each of its images"
+            )
+        if image_features is None:
+            return inputs_embeds
+        if bool((counts % tokens_an_image).any()):
+            row = int((counts % tokens_an_image).nonzero()[0])
+            raise ValueError(
+                f"row {row} holds {int(counts[row])} image placeholders, not a multiple of {tokens_an_image}, the "
+                "number of one image"
+            )
+        image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(is_placeholder.unsqueeze(-1), image_features)
+
+    # --- generation -----------------------------------------------------------------------------------------------
+
+    def generate_from_embeddings(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        return_full_text: bool,
+        **generate_kwargs: Any,
+    ) -> torch.Tensor | ModelOutput:
+        """Let the language model continue the prompt; `return_full_text=False` cuts the prompt off, here alone.
+
+        Args:
+            inputs_embeds (`torch.Tensor`): Shape (batch, tokens, hidden), image features in place.
+            attention_mask (`torch.Tensor`, *optional*): Shape (batch, tokens); by default all ones.
+            input_ids (`torch.LongTensor`, *optional*): Shape (batch, tokens), what a causal model's output starts with.
+            return_full_text (`bool`): Whether a causal model's sequences start with the prompt.
+            generate_kwargs: As for `transformers.GenerationMixin.generate`.
+
+        Returns:
+            `torch.LongTensor` of shape (batch * num_return_sequences, tokens), or a `ModelOutput`.
+        """
+        language_model: Any = self.language_model
+        if hasattr(language_model, "_hf_hook"):
+            # The prompt may live on another device than the language model's last layer.
+            language_model._hf_hook.io_same_device = True
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        prompt_length = 0
+        if not self.config.is_encoder_decoder and input_ids is not None:
+            inputs["input_ids"] = input_ids
+            prompt_length = input_ids.shape[1]
+        outputs = language_model.generate(**inputs, **generate_kwargs)
+        if return_full_text or not prompt_length:
+            return outputs
+        if isinstance(outputs, torch.Tensor):
+            return outputs[:, prompt_length:]
+        outputs.sequences = outputs.sequences[:, prompt_length:]
+        return outputs
+
+
+__all__ = ["StrictLoadingMixin", "VisionLanguageModel"]
