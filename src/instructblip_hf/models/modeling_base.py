@@ -127,9 +127,12 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
     @property
     def generation_config(self) -> GenerationConfig:
         """The one generation configuration: the language model's own, so that a checkpoint's outer one counts."""
-        # `PreTrainedModel.__init__` sets it before there is a language model to hold it.
-        holder: Any = self._modules.get("language_model") or self.__dict__
-        return holder.get("_early_generation_config") if holder is self.__dict__ else holder.generation_config
+        language_model: Any = self._modules.get("language_model")
+        if language_model is not None:
+            return language_model.generation_config
+        # `PreTrainedModel.__init__` asks before there is a language model.
+        early: Any = self.__dict__.get("_early_generation_config")
+        return early
 
     @generation_config.setter
     def generation_config(self, value: GenerationConfig) -> None:

@@ -8,6 +8,7 @@ checkpoints are exchanged in both directions.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +16,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling, BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils import ModelOutput
 
-from ..attention import check_attentions_available
-from ..connectors.qformer import QFormerEmbeddings, QFormerEncoder
+from ..composition import load_language_model, load_vision_tower
 from ..language_models.adapter import run_language_model
-from ..modeling_base import StrictLoadingMixin, VisionLanguageModel
-from ..vision_towers.eva_vit import EvaVitEmbeddings, EvaVitEncoder
+from ..modeling_base import VisionLanguageModel
 from .configuration_instructblip import InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
-
-
-_NO_SPLIT_MODULES = ["EvaVitEmbeddings", "EvaVitLayer", "QFormerEmbeddings", "QFormerLayer"]
+from .modeling_instructblip_parts import (
+    NO_SPLIT_MODULES,
+    InstructBlipQFormerModel,
+    InstructBlipVisionModel,
+    build_qformer,
+    value_or_default,
+)
 
 
 @dataclass
@@ -67,183 +68,6 @@ class InstructBlipForConditionalGenerationModelOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class InstructBlipPart(StrictLoadingMixin, PreTrainedModel):
-    """What the vision tower and the Q-Former share as models of their own."""
-
-    supports_gradient_checkpointing = True
-    _supports_attention_backend = True
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _can_compile_fullgraph = True
-    _no_split_modules = _NO_SPLIT_MODULES
-
-
-class InstructBlipVisionModel(InstructBlipPart):
-    """EVA-CLIP ViT with a final LayerNorm over every token (LAVIS `eva_vit.py` and `ln_vision`).
-
-    Loads from a folder of its own, and out of a full checkpoint.
-    """
-
-    config: InstructBlipVisionConfig
-    config_class = InstructBlipVisionConfig
-    base_model_prefix = "vision_model"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    _keys_to_ignore_on_load_unexpected = [r"^(qformer|language_projection|language_model)\.", r"^query_tokens$"]
-
-    def __init__(self, config: InstructBlipVisionConfig) -> None:
-        super().__init__(config)
-        self.embeddings = EvaVitEmbeddings(config)
-        self.encoder = EvaVitEncoder(config)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, EvaVitEmbeddings):
-            init.trunc_normal_(module.class_embedding, std=self.config.initializer_range)
-            init.trunc_normal_(module.position_embedding, std=self.config.initializer_range)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        interpolate_pos_encoding: bool = False,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
-        """Encode images.
-
-        Args:
-            pixel_values (`torch.Tensor`): Shape (images, 3, height, width).
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Resample the positions for images of another size than ``config.image_size``.
-            output_hidden_states (`bool`, *optional*): Also return the state before and after every block.
-            output_attentions (`bool`, *optional*): Also return every block's attention; needs eager attention.
-            return_dict (`bool`, *optional*): `False` for a tuple.
-
-        Returns:
-            `BaseModelOutputWithPooling`: ``last_hidden_state`` (images, 1 + patches, hidden), class token first;
-            ``pooler_output`` (images, hidden), the class token normalised once more, as published models have it.
-
-        Raises:
-            ValueError: If the images have another size and ``interpolate_pos_encoding`` is not set.
-        """
-        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
-        output_attentions = _default(output_attentions, self.config.output_attentions)
-        check_attentions_available(self.config, output_attentions)
-        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
-        hidden_states, all_hidden_states, attentions = self.encoder(
-            hidden_states, output_hidden_states, output_attentions
-        )
-        hidden_states = self.post_layernorm(hidden_states)
-        outputs = BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states,
-            pooler_output=self.post_layernorm(hidden_states[:, 0]),
-            hidden_states=all_hidden_states,
-            attentions=attentions,
-        )
-        return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
-
-
-class InstructBlipQFormerModel(InstructBlipPart):
-    """Q-Former: queries, the instruction beside them, and cross-attention to the image (section 2.3).
-
-    Loads from a folder of its own, and out of a full checkpoint.
-    """
-
-    config: InstructBlipQFormerConfig
-    config_class = InstructBlipQFormerConfig
-    base_model_prefix = "qformer"
-    _keys_to_ignore_on_load_unexpected = [
-        r"^(vision_model|language_projection|language_model)\.",
-        r"^query_tokens$",
-    ]
-
-    def __init__(self, config: InstructBlipQFormerConfig) -> None:
-        super().__init__(config)
-        self.embeddings = QFormerEmbeddings(config)
-        self.encoder = QFormerEncoder(config)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: Any) -> None:
-        self.embeddings.word_embeddings = value
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        query_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
-        """Run queries, text or both.
-
-        Args:
-            input_ids (`torch.LongTensor`, *optional*): Shape (batch, text), the instruction.
-            attention_mask (`torch.Tensor`, *optional*):
-                Shape (batch, queries + text), 1 where a position counts; or an additive float mask of shape
-                (batch, 1, queries + text, queries + text).
-            position_ids (`torch.LongTensor`, *optional*): Shape (batch, text); by default 0, 1, 2, ...
-            query_embeds (`torch.Tensor`, *optional*): Shape (batch, queries, hidden).
-            encoder_hidden_states (`torch.Tensor`, *optional*): Shape (batch, image tokens, image hidden).
-            encoder_attention_mask (`torch.Tensor`, *optional*): Shape (batch, image tokens).
-            output_hidden_states (`bool`, *optional*): Also return the states before and after every layer.
-            output_attentions (`bool`, *optional*): Also return self- and cross-attentions; needs eager attention.
-            return_dict (`bool`, *optional*): `False` for a tuple.
-
-        Returns:
-            `BaseModelOutputWithPoolingAndCrossAttentions`: ``last_hidden_state`` (batch, queries + text, hidden).
-
-        Raises:
-            ValueError: If there is neither text nor a query, the text is longer than the positions, or the
-                queries have no image to read.
-        """
-        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
-        output_attentions = _default(output_attentions, self.config.output_attentions)
-        check_attentions_available(self.config, output_attentions)
-        states = self.embeddings(input_ids, query_embeds, position_ids)
-        query_length = query_embeds.shape[1] if query_embeds is not None else 0
-        self_mask: Any = None
-        if attention_mask is not None:
-            self_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=states, attention_mask=attention_mask
-            )
-        cross_mask: Any = None
-        if encoder_attention_mask is not None and encoder_hidden_states is not None:
-            cross_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=states[:, :query_length],
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-            )
-        encoded = self.encoder(
-            states,
-            encoder_hidden_states,
-            self_mask,
-            cross_mask,
-            query_length,
-            output_hidden_states,
-            output_attentions,
-        )
-        outputs = BaseModelOutputWithPoolingAndCrossAttentions(
-            pooler_output=encoded.last_hidden_state[:, 0], **encoded
-        )
-        return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
-
-
 class InstructBlipForConditionalGeneration(VisionLanguageModel):
     """InstructBLIP with any vision tower and any causal or sequence-to-sequence language model.
 
@@ -262,18 +86,98 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel):
     config_class = InstructBlipConfig
     base_model_prefix = ""
     image_side = ("vision_model", "qformer", "language_projection")
-    _no_split_modules = _NO_SPLIT_MODULES
+    _no_split_modules = NO_SPLIT_MODULES
     # In float16 the queries keep the precision they were trained in; the T5 parts that overflow are named by T5.
     _keep_in_fp32_modules = ["query_tokens"]
 
-    def __init__(self, config: InstructBlipConfig) -> None:
+    def __init__(
+        self,
+        config: InstructBlipConfig,
+        vision_model: PreTrainedModel | None = None,
+        qformer: InstructBlipQFormerModel | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
         super().__init__(config)
-        self.vision_model = self.build_vision_tower(config.vision_config)
+        self.vision_model = vision_model or self.build_vision_tower(config.vision_config)
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
-        self.qformer = InstructBlipQFormerModel._from_config(config.qformer_config)
+        self.qformer = qformer or InstructBlipQFormerModel._from_config(config.qformer_config)
         self.language_projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
-        self.language_model = self.build_language_model(config)
+        self.language_model = language_model or self.build_language_model(config)
         self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | os.PathLike[str] | PreTrainedModel,
+        text: str | os.PathLike[str] | PreTrainedModel,
+        qformer: str | os.PathLike[str] | PreTrainedModel | None = None,
+        num_query_tokens: int = 32,
+        processor: Any = None,
+        image_token_index: int | None = None,
+        qformer_config: InstructBlipQFormerConfig | None = None,
+        vision_kwargs: dict[str, Any] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
+    ) -> InstructBlipForConditionalGeneration:
+        """Compose a model of a vision tower, a language model and a Q-Former; the projection and the queries are new.
+
+        Args:
+            vision (`str`, `os.PathLike` or `PreTrainedModel`):
+                Folder, Hub id or model. Of an image-text checkpoint such as CLIP the vision tower is taken. Any
+                tower whose ``last_hidden_state`` has shape (images, tokens, hidden): EVA ViT, CLIP, SigLIP, DINOv2.
+            text (`str`, `os.PathLike` or `PreTrainedModel`):
+                Causal or sequence-to-sequence language model with its head: OPT, LLaMA, Qwen, Gemma, T5, ...
+            qformer (`str`, `os.PathLike` or `PreTrainedModel`, *optional*):
+                A Q-Former; or a BERT, whose text weights it then starts from, the queries' feed-forward layers as
+                copies of the text's (LAVIS `blip2_qformer.py`). By default a new one of ``qformer_config``.
+            num_query_tokens (`int`, *optional*, defaults to 32): Query tokens an image.
+            processor ([`InstructBlipProcessor`], *optional*):
+                Gives the placeholder's token id, and the sizes that the embeddings of language model and Q-Former
+                grow to where its tokenizers are larger.
+            image_token_index (`int`, *optional*):
+                Token id of the placeholder, in place of ``processor``; by default a new row at the end of the
+                language model's embedding.
+            qformer_config ([`InstructBlipQFormerConfig`], *optional*): Of a new Q-Former.
+            vision_kwargs (`dict`, *optional*): For loading the vision tower.
+            text_kwargs (`dict`, *optional*): For loading the language model.
+
+        Returns:
+            [`InstructBlipForConditionalGeneration`]: In evaluation mode.
+
+        Raises:
+            KeyError: If a part's checkpoint lacks weights.
+            ValueError: If the Q-Former was made for image features of another width, or options contradict.
+        """
+        vision_model = load_vision_tower(vision, **(vision_kwargs or {}))
+        language_model = load_language_model(text, **(text_kwargs or {}))
+        if processor is not None:
+            if image_token_index is not None:
+                raise ValueError("give either processor or image_token_index")
+            if processor.num_query_tokens not in (None, num_query_tokens):
+                raise ValueError(
+                    f"num_query_tokens is {num_query_tokens}, the processor's {processor.num_query_tokens}"
+                )
+            image_token_index = processor.image_token_id
+        embeddings: Any = language_model.get_input_embeddings()
+        vocabulary = embeddings.weight.shape[0]
+        if image_token_index is None:
+            image_token_index = vocabulary
+        needed = max(image_token_index + 1, len(processor.tokenizer) if processor is not None else 0)
+
+        built_qformer = build_qformer(qformer, vision_model.config.hidden_size, qformer_config)
+        if processor is not None and built_qformer.config.use_qformer_text_input:
+            rows = max(len(processor.qformer_tokenizer), built_qformer.config.vocab_size)
+            built_qformer.resize_token_embeddings(rows)
+        config = cls.config_class(
+            vision_config=vision_model.config,
+            qformer_config=built_qformer.config,
+            text_config=language_model.config,
+            num_query_tokens=num_query_tokens,
+            image_token_index=image_token_index,
+        )
+        model = cls(config, vision_model=vision_model, qformer=built_qformer, language_model=language_model)
+        if needed > vocabulary:
+            model.resize_token_embeddings(needed)
+        return model.eval()
 
     @staticmethod
     def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
@@ -472,7 +376,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel):
             qformer_outputs=features.qformer_outputs if features is not None else None,
             language_model_outputs=language_model_outputs,
         )
-        return outputs if _default(return_dict, self.config.return_dict) else outputs.to_tuple()
+        return outputs if value_or_default(return_dict, self.config.return_dict) else outputs.to_tuple()
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -533,10 +437,6 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel):
             raise ValueError("without input_ids the generation_config needs a bos_token_id (T5: eos_token_id)")
         prompt = [self.config.image_token_id] * placeholders + [last]
         return torch.tensor([prompt] * rows, dtype=torch.long, device=image_features.device)
-
-
-def _default(value: bool | None, fallback: bool | None) -> bool:
-    return bool(fallback if value is None else value)
 
 
 __all__ = [
