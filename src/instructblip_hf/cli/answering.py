@@ -1,0 +1,63 @@
+"""Questions about images, answered in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .loading import LoadedModel
+
+
+BATCH_SIZE = 8
+
+
+@dataclass
+class Question:
+    """A question about one image, or about several together.
+
+    Attributes:
+        text (`str`): The instruction.
+        images (`list[Any]`): Opened images.
+        names (`list[str]`): What the user called them.
+    """
+
+    text: str
+    images: list[Any]
+    names: list[str]
+
+
+def answer(
+    loaded: LoadedModel, questions: Sequence[Question], batch_size: int = BATCH_SIZE, **generate_options: Any
+) -> Iterator[tuple[Question, str]]:
+    """Questions with their answers, in order.
+
+    Args:
+        loaded (`LoadedModel`): Who answers.
+        questions (`Sequence[Question]`): What is asked.
+        batch_size (`int`, *optional*, defaults to 8): Questions answered at a time.
+        generate_options: For `generate`, like ``max_new_tokens`` and ``num_beams``.
+    """
+    for start in range(0, len(questions), batch_size):
+        batch = questions[start : start + batch_size]
+        inputs = loaded.processor(
+            images=[question.images for question in batch],
+            text=[question.text for question in batch],
+            padding=True,
+            return_tensors="pt",
+        ).to(loaded.model.device, loaded.model.dtype)
+        ids = loaded.model.generate(**inputs, return_full_text=False, **generate_options)
+        texts = loaded.processor.batch_decode(ids, skip_special_tokens=True)
+        for question, text in zip(batch, texts):
+            yield question, text.strip()
+
+
+def open_images(names: Sequence[str]) -> list[Any]:
+    """Images by path or address.
+
+    Raises:
+        ValueError: If one of them is no readable image, naming it.
+    """
+    from ..utils.images import load_image
+
+    return [load_image(name) for name in names]

@@ -1,0 +1,129 @@
+"""The commands and their options. What they do lives beside this file and is imported when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+app = typer.Typer(
+    name="instructblip",
+    help="InstructBLIP: ask about images, see a trained model at work, train your own.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Folder or Hub id of an InstructBLIP; the bundled tiny one by default."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line: images, question, answer, model.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator if there is one by default.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default what fits the device.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+NumBeams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f"instructblip_hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """InstructBLIP: ask about images, see a trained model at work, train your own."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the page and the picture.")] = Path("instructblip-demo"),
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the scenes; a fresh one each time by default.")
+    ] = None,
+    train: Annotated[bool, typer.Option("--train", help="Train a new Q-Former before your eyes, in minutes.")] = False,
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long --train trains.")] = 3.0,
+) -> None:
+    """Show the bundled tiny model answering questions about fresh scenes, with its accuracies."""
+    if train:
+        from .demo_training import run_training_demo
+
+        run_training_demo(out, seed, minutes)
+    else:
+        from .demo import run_demo
+
+        run_demo(out, seed)
+
+
+@app.command()
+def ask(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE... [QUESTION]", help="Images, by path or address, and a question about them."),
+    ],
+    question: Annotated[
+        list[str] | None, typer.Option("--question", "-q", help="A question about each image; can be repeated.")
+    ] = None,
+    together: Annotated[bool, typer.Option("--together", help="All images in one prompt.")] = False,
+    model: Model = None,
+    as_json: AsJson = False,
+    max_new_tokens: MaxNewTokens = 64,
+    num_beams: NumBeams = 1,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Ask about images. Without a question, questions are read from the terminal."""
+    from .ask import run_ask
+
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    run_ask(arguments, question or [], together, model, as_json, device, dtype, options)
+
+
+@app.command()
+def caption(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images, by path or address.")],
+    prompt: Annotated[str, typer.Option(help="The instruction to describe an image.")] = "Describe the image.",
+    model: Model = None,
+    as_json: AsJson = False,
+    max_new_tokens: MaxNewTokens = 64,
+    num_beams: NumBeams = 1,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Describe images."""
+    from .ask import run_caption
+
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    run_caption(images, prompt, model, as_json, device, dtype, options)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: training.max_steps=10.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the trained model.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="Show the shipped recipes and leave.")] = False,
+) -> None:
+    """Train what a recipe says."""
+    from .train import run_train, show_recipes
+
+    if list_recipes:
+        show_recipes()
+    else:
+        run_train(recipe, changes or [], output, resume)

@@ -1,0 +1,41 @@
+"""How the command line says that something is wrong: one clear line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+import typer
+
+
+USAGE_ERROR = 2
+
+
+def fail(*lines: str) -> NoReturn:
+    """Writes each line to stderr as an error and ends the command with exit code 2."""
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    raise typer.Exit(USAGE_ERROR)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns errors about what the user handed in (values, files, missing extras) into `fail`.
+
+    To be put around loading and checking, not around the work itself, whose tracebacks are worth seeing.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, ImportError) as error:
+        fail(*(getattr(error, "problems", None) or [_one_line(error)]))
+
+
+def _one_line(error: Exception) -> str:
+    # transformers and huggingface_hub wrap their advice over many lines.
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return text or type(error).__name__

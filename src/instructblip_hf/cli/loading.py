@@ -1,0 +1,82 @@
+"""Loads the model that a command is to use, with a plain word about what the default one can do."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
+
+
+PUBLISHED_EXAMPLE = "Salesforce/instructblip-flan-t5-xl"
+KNOWS = "coloured shapes and digits in 56x56 drawings, nothing else"
+
+BUNDLED_NOTICE = (
+    f"note: this is the bundled tiny model, which knows {KNOWS}. For photographs name a published one, "
+    f"like --model {PUBLISHED_EXAMPLE}"
+)
+
+
+@dataclass
+class LoadedModel:
+    """A model with its processor, ready to answer.
+
+    Attributes:
+        name (`str`): As the user named it.
+        model (`InstructBlipForConditionalGeneration`): In evaluation mode, on its device.
+        processor (`InstructBlipProcessor`): Its processor.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+
+
+def load(name: str | None, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+    """Loads a model by folder, Hub id or bundled name; the bundled tiny one, with a notice on stderr, for `None`.
+
+    Args:
+        name (`str`, *optional*): What to load.
+        device (`str`, *optional*): Where to, by default an accelerator if there is one.
+        dtype (`str`, *optional*): By default bfloat16 on an accelerator and float32 on a CPU.
+
+    Raises:
+        OSError: If there is no such model.
+        ValueError: If its weights do not fit, or device or dtype is unknown.
+    """
+    if name is None:
+        name = BUNDLED_CHECKPOINTS[0]
+        print(BUNDLED_NOTICE, file=sys.stderr)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        path = str(folder)
+    elif name in BUNDLED_CHECKPOINTS:
+        path = str(bundled_checkpoint(name))
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        path = name
+    else:
+        raise ValueError(
+            f"--model: there is no folder {name!r}, no bundled checkpoint of that name "
+            f"({', '.join(BUNDLED_CHECKPOINTS)}), and it is no Hub id, which looks like {PUBLISHED_EXAMPLE}"
+        )
+
+    import torch
+
+    from ..models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
+
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator()
+        device = accelerator.type if accelerator is not None and torch.accelerator.is_available() else "cpu"
+    if dtype is None:
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype: {dtype!r} is none of float32, bfloat16, float16")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device: {device!r} is no device that this torch knows") from error
+    processor = InstructBlipProcessor.from_pretrained(path)
+    model = InstructBlipForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, dtype))
+    return LoadedModel(name, model.to(target).eval(), processor)

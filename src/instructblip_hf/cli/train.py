@@ -1,0 +1,44 @@
+"""`instructblip train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import fail, user_errors
+
+
+def show_recipes() -> None:
+    """Names of the shipped recipes, each with its first comment line that says what it is."""
+    from ..training.recipe import SHIPPED_RECIPES, shipped_recipes
+
+    for name in shipped_recipes():
+        lines = (SHIPPED_RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        comments = [line.lstrip("# ") for line in lines if line.startswith("#")]
+        print(f"{name}  {comments[1] if len(comments) > 1 else ''}")
+
+
+def run_train(recipe: str | None, changes: Sequence[str], output: Path | None, resume: bool) -> None:
+    """Checks the recipe, trains, and says where the model is."""
+    from ..training.recipe import load_recipe, shipped_recipes
+
+    if recipe is None:
+        fail(f"no recipe given; name a YAML file, or a shipped one: {', '.join(shipped_recipes())}")
+    with user_errors():
+        checked = load_recipe(recipe, changes)
+
+        from ..training.run import prepare_run
+
+        run = prepare_run(checked, output, resume)
+    print(f"recipe {checked.path}\noutput {run.output_dir}")
+    if run.checkpoint is not None:
+        print(f"going on from {run.checkpoint}")
+    elif resume:
+        print("no checkpoint there yet, starting from the beginning")
+    print(f"\n{run.trainer.freezing_report}\n", flush=True)
+    result = run.run()
+    print(f"\ntrain loss {result.train_metrics['train_loss']:.4f}")
+    if result.eval_metrics:
+        print(f"eval loss  {result.eval_metrics['eval_loss']:.4f}")
+    print(f"saved to   {result.output_dir}")
+    print(f'try it:    instructblip ask IMAGE "question" --model {result.output_dir}')

@@ -1,0 +1,218 @@
+"""What a recipe can say, section by section, as dataclasses. Importing this loads neither torch nor transformers.
+
+The fourth section, ``training``, is `transformers.TrainingArguments`.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from ..data.sources.shapes_world import ShapesWorld
+
+
+COMPONENTS = ("vision_model", "query_tokens", "qformer", "language_projection", "language_model")
+"""Top-level components of the models in this package, in the order data flows through them."""
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+WORDS = ("frozen", "train", "lora")
+"""What a policy can say about a component."""
+
+_CONNECTOR = {"query_tokens": "train", "qformer": "train", "language_projection": "train"}
+
+FREEZING_PRESETS: Mapping[str, Mapping[str, str]] = types.MappingProxyType(
+    {
+        "instructblip": {
+            "vision_model": "frozen",
+            "vision_model.post_layernorm": "train",
+            **_CONNECTOR,
+            "language_model": "frozen",
+        },
+        "instructblip-strict": {"vision_model": "frozen", **_CONNECTOR, "language_model": "frozen"},
+        "all": {"vision_model": "train", **_CONNECTOR, "language_model": "train"},
+    }
+)
+"""Policies by name. ``instructblip-strict`` leaves the vision tower untouched as a whole, which is what training on
+image features that were computed beforehand needs."""
+
+
+@dataclass(frozen=True)
+class FreezingPolicy:
+    """What trains, as it is written in a recipe.
+
+    Args:
+        preset (`str`, *optional*, defaults to `"instructblip"`):
+            One of `FREEZING_PRESETS`, the ground that `components` changes; `None` starts from everything frozen.
+        components (`Mapping[str, str]`, *optional*):
+            A word of `WORDS` for each dotted component name.
+        lora_rank (`int`, *optional*, defaults to 16): Rank of the LoRA update.
+        lora_alpha (`float`, *optional*, defaults to 32): The update is scaled by `lora_alpha / lora_rank`.
+        lora_dropout (`float`, *optional*, defaults to 0.05): Dropout before the LoRA update.
+        lora_target_modules (`list[str]`, *optional*):
+            Last parts of the names of the linear layers that get an update. All linear layers inside the components
+            marked ``lora`` when not given.
+
+    Raises:
+        ValueError: For an unknown preset or word, or a LoRA setting out of range.
+    """
+
+    preset: str | None = field(
+        default="instructblip",
+        metadata={"help": "Named policy to start from; null starts from everything frozen."},
+    )
+    components: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "frozen, train or lora for each dotted component name."}
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA update."})
+    lora_alpha: float = field(default=32.0, metadata={"help": "The LoRA update is scaled by lora_alpha / lora_rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA update."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Linear layers with an update; all of the lora components if not given."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in FREEZING_PRESETS:
+            raise ValueError(f"preset is {self.preset!r}; there are: {', '.join(FREEZING_PRESETS)}")
+        for name, word in self.components.items():
+            if word not in WORDS:
+                raise ValueError(f"component {name!r} is marked {word!r}; allowed are: {', '.join(WORDS)}")
+        if self.lora_rank < 1:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1")
+        if self.lora_alpha <= 0:
+            raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1")
+
+    @classmethod
+    def of(cls, value: str | Mapping[str, str] | FreezingPolicy) -> FreezingPolicy:
+        """A policy from a preset's name, from a mapping component -> word (the rest is frozen), or as it is."""
+        if isinstance(value, FreezingPolicy):
+            return value
+        if isinstance(value, str):
+            return cls(preset=value)
+        if isinstance(value, Mapping):
+            return cls(preset=None, components=dict(value))
+        raise TypeError(
+            f"a freezing policy is a preset's name, a mapping component -> word or a FreezingPolicy, "
+            f"not {type(value).__name__}"
+        )
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Where a recipe starts from.
+
+    Args:
+        path (`str`):
+            A folder (relative to the recipe), the name of a bundled checkpoint, or a Hub id.
+        reinitialize (`list[str]`, *optional*): Components that get fresh weights after loading, by dotted name.
+        reinitialize_seed (`int`, *optional*, defaults to 0): Seed of those weights.
+        dtype (`str`, *optional*, defaults to `"float32"`): One of `DTYPES`; weights are loaded in it.
+        attn_implementation (`str`, *optional*): Attention of all parts, transformers' default if not given.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub repository.
+
+    Raises:
+        ValueError: If `path` is empty, or a component or dtype is unknown.
+    """
+
+    path: str = field(metadata={"help": "Folder, name of a bundled checkpoint, or Hub id."})
+    reinitialize: list[str] = field(
+        default_factory=list, metadata={"help": "Components that get fresh weights after loading."}
+    )
+    reinitialize_seed: int = field(default=0, metadata={"help": "Seed of the fresh weights."})
+    dtype: str = field(default="float32", metadata={"help": f"One of {', '.join(DTYPES)}."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention of all parts."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub repository."})
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("path is empty; give a folder, a bundled checkpoint's name or a Hub id")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; allowed are: {', '.join(DTYPES)}")
+        for name in self.reinitialize:
+            if name.partition(".")[0] not in COMPONENTS:
+                raise ValueError(f"reinitialize names {name!r}; the components are: {', '.join(COMPONENTS)}")
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """What a recipe trains and evaluates on.
+
+    Args:
+        train (`str` or `dict`):
+            A ``.jsonl`` or ``.csv`` file (relative to the recipe), or ``{shapes_world: {...}}`` with the arguments
+            of `ShapesWorldArguments`.
+        evaluation (`str` or `dict`, *optional*): The same, for the evaluation loss.
+        image_root (`str`, *optional*):
+            Folder that image paths in files are relative to, and may not leave. Defaults to each file's folder.
+        max_prompt_length (`int`, *optional*): Longest prompt in tokens, image placeholders not counted.
+        max_completion_length (`int`, *optional*): Longest completion in tokens.
+
+    Raises:
+        ValueError: If a length is below 1.
+    """
+
+    train: str | dict[str, Any] = field(metadata={"help": "File of rows, or a procedural source."})
+    evaluation: str | dict[str, Any] | None = field(
+        default=None, metadata={"help": "File of rows, or a procedural source, for the evaluation loss."}
+    )
+    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Longest prompt in tokens."})
+    max_completion_length: int | None = field(default=None, metadata={"help": "Longest completion in tokens."})
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt_length", "max_completion_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class ShapesWorldArguments:
+    """A set of questions about procedural scenes of coloured shapes and digits, see `ShapesWorld`.
+
+    Args:
+        examples (`int`): Number of questions, each about a scene of its own.
+        seed (`int`, *optional*, defaults to 0): Seed of scenes and questions.
+        split (`str`, *optional*, defaults to `"train"`): ``"train"`` or ``"test"``.
+        handwritten (`bool`, *optional*, defaults to `False`): Handwritten digits in place of drawn ones.
+        tasks (`list[str]`, *optional*): Task types, all that are not held out if not given.
+        templates (`str`, *optional*, defaults to `"seen"`): Wordings, ``"seen"`` or ``"held_out"``.
+
+    Raises:
+        ValueError: If `examples` is below 1.
+    """
+
+    examples: int = field(metadata={"help": "Number of questions."})
+    seed: int = field(default=0, metadata={"help": "Seed of scenes and questions."})
+    split: str = field(default="train", metadata={"help": "train or test."})
+    handwritten: bool = field(default=False, metadata={"help": "Handwritten digits in place of drawn ones."})
+    tasks: list[str] | None = field(default=None, metadata={"help": "Task types; all if not given."})
+    templates: str = field(default="seen", metadata={"help": "Wordings: seen or held_out."})
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise ValueError(f"examples is {self.examples}; it must be at least 1")
+
+    def world(self) -> ShapesWorld:
+        """The world that the examples are taken from.
+
+        Raises:
+            ValueError: If `split`, `tasks` or `templates` name something that the world does not have.
+            ImportError: If `handwritten` is set and scikit-learn is not installed.
+        """
+        from ..data.sources.shapes_world import ShapesWorld
+
+        return ShapesWorld(
+            seed=self.seed,
+            split=self.split,
+            handwritten=self.handwritten,
+            tasks=self.tasks,
+            templates=self.templates,
+        )

@@ -1,0 +1,230 @@
+"""Which parts of a model train: a declarative policy, applied to any model of this package.
+
+A policy says one word for each component, by its dotted name in the module tree: ``frozen``, ``train`` or ``lora``.
+The most specific name decides, so ``{"vision_model": "frozen", "vision_model.post_layernorm": "train"}`` trains the
+last layer norm of a frozen tower. What a policy does not name is frozen.
+
+InstructBLIP trains the Q-Former, its queries and the projection (Dai et al. 2023, section 2.6); the released code
+leaves the vision tower's last layer norm outside of the frozen tower, so it trains too, and the published 188M
+trainable parameters count it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .arguments import FREEZING_PRESETS, FreezingPolicy
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ComponentReport:
+    """One row of the table: a component, its word, and its numbers of trainable and of all parameters."""
+
+    name: str
+    word: str
+    trainable: int
+    total: int
+
+
+class FreezingReport:
+    """What `apply_freezing` did, as a table; it also puts frozen modules into evaluation mode.
+
+    Attributes:
+        rows (`list[ComponentReport]`): Top-level components and those that the policy names, in module order.
+        trainable (`int`): Number of parameters that train.
+        total (`int`): Number of all parameters.
+    """
+
+    def __init__(self, model: nn.Module, words: Mapping[str, str]) -> None:
+        self.words = dict(words)
+        self.rows = _component_rows(model, self.words)
+        parameters = list(model.parameters())
+        self.trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        self.total = sum(p.numel() for p in parameters)
+        self._frozen_modules = [
+            module for name, module in model.named_modules() if name and _word_of(name, self.words) == "frozen"
+        ]
+
+    def hold_frozen_modules_in_eval(self) -> None:
+        """Puts every frozen module into evaluation mode, so that its dropout is off.
+
+        To be called after each `model.train()`, which switches all modules. Layers that checkpoint their activations
+        do so only in training mode, so those stay in it and leave it while their own code runs.
+        """
+        for module in self._frozen_modules:
+            if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
+                _checkpoint_in_eval(module)
+            else:
+                module.training = False
+
+    def __str__(self) -> str:
+        header = ("component", "", "trainable", "parameters")
+        body = [(row.name, row.word, f"{row.trainable:,}", f"{row.total:,}") for row in self.rows]
+        body.append(("total", "", f"{self.trainable:,}", f"{self.total:,}"))
+        widths = [max(len(line[i]) for line in [header, *body]) for i in range(4)]
+        lines = [
+            f"{name:<{widths[0]}}  {word:<{widths[1]}}  {trainable:>{widths[2]}}  {total:>{widths[3]}}"
+            for name, word, trainable, total in [header, *body]
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def apply_freezing(model: nn.Module, policy: str | Mapping[str, str] | FreezingPolicy) -> FreezingReport:
+    """Sets `requires_grad` of every parameter after a policy, and adds LoRA layers where it asks for them.
+
+    Args:
+        model (`nn.Module`): A model of this package; changed in place.
+        policy (`str`, `Mapping[str, str]` or `FreezingPolicy`):
+            A preset's name, words by component (what is not named is frozen), or the full policy.
+
+    Returns:
+        `FreezingReport`: The table of what trains.
+
+    Raises:
+        ValueError: If the policy names a component that the model does not have, an unknown word or preset, or if
+            nothing would train.
+        ImportError: If a component is marked ``lora`` and peft is not installed.
+    """
+    policy = FreezingPolicy.of(policy)
+    words = _resolve(model, policy)
+    lora_components = [name for name, word in words.items() if word == "lora"]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(_word_of(name, words) == "train")
+    for component in lora_components:
+        _add_lora(model, component, words, policy)
+    report = FreezingReport(model, words)
+    if report.trainable == 0:
+        raise ValueError(f"the freezing policy leaves nothing to train: {words}")
+    return report
+
+
+def component_names(model: nn.Module) -> list[str]:
+    """The top-level components of a model that hold parameters, in the order of the module tree."""
+    names = [name for name, _ in model.named_parameters(recurse=False)]
+    names += [name for name, child in model.named_children() if next(child.parameters(), None) is not None]
+    return names
+
+
+def check_component(model: nn.Module, name: str) -> None:
+    """Raises a `ValueError` that names what exists, unless `name` is a module or a parameter of `model`."""
+    known = {n for n, _ in model.named_modules() if n} | {n for n, _ in model.named_parameters()}
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise ValueError(
+        f"the model has no component {name!r}{hint} Its components are: {', '.join(component_names(model))}, "
+        "and dotted names inside of them"
+    )
+
+
+def _resolve(model: nn.Module, policy: FreezingPolicy) -> dict[str, str]:
+    for name in policy.components:
+        check_component(model, name)
+    known = {n for n, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}
+    words: dict[str, str] = {}
+    for name, word in FREEZING_PRESETS[policy.preset].items() if policy.preset is not None else ():
+        if name in known:
+            words[name] = word
+        elif "." in name:
+            # Other towers end differently (DINOv2 and SigLIP nest or rename the last layer norm).
+            logger.warning("freezing preset %r: the model has no %r, left out", policy.preset, name)
+        else:
+            check_component(model, name)
+    # A word for a component replaces what the preset says about the parts inside of it.
+    for name, word in policy.components.items():
+        words = {n: w for n, w in words.items() if not n.startswith(f"{name}.")}
+        words[name] = word
+    words.update(policy.components)
+    return words
+
+
+def _word_of(name: str, words: Mapping[str, str]) -> str:
+    while name:
+        if name in words:
+            return words[name]
+        name = name.rpartition(".")[0]
+    return "frozen"
+
+
+def _component_rows(model: nn.Module, words: Mapping[str, str]) -> list[ComponentReport]:
+    named = list(model.named_parameters())
+    rows = []
+    top_level = component_names(model)
+    for name in dict.fromkeys(
+        n for top in top_level for n in [top, *sorted(w for w in words if w.startswith(f"{top}."))]
+    ):
+        inside = [p for n, p in named if n == name or n.startswith(f"{name}.")]
+        trainable = sum(p.numel() for p in inside if p.requires_grad)
+        rows.append(ComponentReport(name, _word_of(name, words), trainable, sum(p.numel() for p in inside)))
+    return rows
+
+
+def _add_lora(model: nn.Module, component: str, words: Mapping[str, str], policy: FreezingPolicy) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError(
+            f"component {component!r} is marked 'lora', which needs peft: pip install 'instructblip-hf[train]'"
+        ) from error
+    module = model.get_submodule(component)
+    targets = [
+        name
+        for name, child in module.named_modules()
+        if isinstance(child, nn.Linear)
+        and _word_of(f"{component}.{name}", words) == "lora"
+        and not (policy.lora_target_modules is None and child is _output_embeddings(module))
+        and (policy.lora_target_modules is None or name.rpartition(".")[2] in policy.lora_target_modules)
+    ]
+    if not targets:
+        raise ValueError(
+            f"component {component!r} is marked 'lora' but holds no linear layer"
+            + (f" named {', '.join(policy.lora_target_modules)}" if policy.lora_target_modules else "")
+        )
+    config = LoraConfig(
+        r=policy.lora_rank,
+        lora_alpha=policy.lora_alpha,
+        lora_dropout=policy.lora_dropout,
+        # As a pattern for the whole name: peft takes plain strings for endings of names.
+        target_modules="|".join(re.escape(name) for name in targets),
+    )
+    # peft freezes what it does not adapt, so parts inside that the policy trains are switched on again.
+    inject_adapter_in_model(config, module)
+    for name, parameter in module.named_parameters():
+        if _word_of(f"{component}.{name}", words) == "train":
+            parameter.requires_grad_(True)
+
+
+def _output_embeddings(module: nn.Module) -> Any:
+    get = getattr(module, "get_output_embeddings", None)
+    return get() if get is not None else None
+
+
+def _checkpoint_in_eval(layer: Any) -> None:
+    layer.training = True
+    checkpoint = layer._gradient_checkpointing_func
+    if getattr(checkpoint, "runs_frozen_layer", False):
+        return
+
+    def checkpoint_frozen(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def run_in_eval(*run_args: Any, **run_kwargs: Any) -> Any:
+            layer.training = False
+            try:
+                return function(*run_args, **run_kwargs)
+            finally:
+                layer.training = True
+
+        return checkpoint(run_in_eval, *args, **kwargs)
+
+    checkpoint_frozen.runs_frozen_layer = True  # type: ignore[attr-defined]
+    layer._gradient_checkpointing_func = checkpoint_frozen

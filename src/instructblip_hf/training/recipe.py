@@ -1,0 +1,293 @@
+"""Recipes: one YAML file a training run, read and checked as a whole before anything heavy starts.
+
+A recipe has the sections ``model``, ``freezing``, ``data`` and ``training``; the last one takes the fields of
+`transformers.TrainingArguments`. Files that a recipe names are relative to the recipe; ``training.output_dir`` is
+relative to where the command runs. `load_recipe` reports everything that is wrong at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
+from .arguments import DataArguments, FreezingPolicy, ModelArguments, ShapesWorldArguments
+from .validation import build, check_mapping, did_you_mean
+
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+SECTIONS = ("model", "freezing", "data", "training")
+SHIPPED_RECIPES = Path(__file__).parents[1] / "recipes"
+DATA_FILE_SUFFIXES = (".jsonl", ".csv")
+
+_NOT_IN_RECIPES = {
+    "remove_unused_columns": "may not be set: rows hold images and text, which only the collator can read",
+    "label_names": "may not be set: it is always labels",
+    "label_smoothing_factor": "may not be set: the models compute their loss themselves",
+    "do_train": "may not be set: a recipe trains",
+    "do_eval": "may not be set: data.evaluation decides",
+    "do_predict": "may not be set: a recipe trains",
+    "resume_from_checkpoint": "may not be set: resume with --resume",
+    "local_rank": "may not be set: the launcher decides",
+}
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run.
+
+    Attributes:
+        problems (`list[str]`): One line for each thing that is wrong.
+    """
+
+    def __init__(self, recipe: str | Path, problems: Sequence[str]) -> None:
+        self.problems = [f"{recipe}: {problem}" for problem in problems]
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        path (`Path`): The file.
+        model (`ModelArguments`): With `path` made absolute where it is a folder.
+        freezing (`FreezingPolicy`): What trains.
+        data (`DataArguments`): With file names made absolute.
+        training (`dict[str, Any]`): Arguments for `transformers.TrainingArguments`.
+    """
+
+    path: Path
+    model: ModelArguments
+    freezing: FreezingPolicy
+    data: DataArguments
+    training: dict[str, Any]
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the trained model goes: ``training.output_dir``, or a folder named after the recipe."""
+        return Path(self.training.get("output_dir") or self.path.stem)
+
+    def training_arguments(self, output_dir: str | Path | None = None) -> TrainingArguments:
+        """The ``training`` section as transformers' arguments, writing to `output_dir`."""
+        return _training_arguments({**self.training, "output_dir": str(output_dir or self.output_dir)})
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package; `load_recipe` takes them in place of a file."""
+    return sorted(path.stem for path in SHIPPED_RECIPES.glob("*.yaml"))
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        recipe (`str` or `Path`): A YAML file, or the name of one of `shipped_recipes`.
+        overrides (`Sequence[str]`, *optional*): Changes to it, like ``training.max_steps=10``; values are YAML.
+
+    Returns:
+        `Recipe`: With every value checked and every file present.
+
+    Raises:
+        RecipeError: With one line for each problem: unknown keys, wrong types, bad values, missing files.
+    """
+    path = _find(recipe)
+    content = _read(path)
+    problems = _apply_overrides(content, overrides)
+    problems += [f"{key}: unknown section{did_you_mean(str(key), SECTIONS)}" for key in content if key not in SECTIONS]
+
+    model, found = build(ModelArguments, content.get("model", {}), "model")
+    problems += found
+    freezing_section = content.get("freezing", {})
+    if isinstance(freezing_section, str):
+        freezing_section = {"preset": freezing_section}
+    freezing, found = build(FreezingPolicy, freezing_section, "freezing")
+    problems += found
+    data, found = build(DataArguments, content.get("data", {}), "data")
+    problems += found
+    training, found = _check_training(content.get("training", {}), has_evaluation=bool(data and data.evaluation))
+    problems += found
+
+    if model is not None:
+        model, found = _resolve_model(model, path.parent)
+        problems += found
+    if data is not None:
+        data, found = _resolve_data(data, path.parent)
+        problems += found
+    if problems:
+        raise RecipeError(path.name, problems)
+    return Recipe(path=path, model=model, freezing=freezing, data=data, training=training)
+
+
+def _find(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    if str(recipe) in shipped_recipes():
+        return SHIPPED_RECIPES / f"{recipe}.yaml"
+    raise RecipeError(
+        recipe, [f"there is no such file, nor a shipped recipe of that name; shipped: {', '.join(shipped_recipes())}"]
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, where YAML would keep the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here for the second time", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else repr(key))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # Not an unsafe load: the loader derives from yaml.SafeLoader.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
+        raise RecipeError(path.name, [f"{line}not readable as YAML: {error.problem}"]) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(path.name, [f"not readable as YAML: {error}"]) from error
+    if not isinstance(content, dict):
+        raise RecipeError(path.name, [f"must be a mapping with the sections {', '.join(SECTIONS)}"])
+    return content
+
+
+def _apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    problems = []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        keys = name.strip().split(".")
+        if not equals or len(keys) < 2 or not all(keys):
+            problems.append(f"--set {override}: must look like section.key=value")
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            problems.append(f"--set {override}: the value is not readable as YAML")
+            continue
+        place = content
+        for key in keys[:-1]:
+            if isinstance(place.get(key), str) and key == "freezing":
+                place[key] = {"preset": place[key]}
+            if place.get(key) is None:
+                place[key] = {}
+            if not isinstance(place[key], dict):
+                problems.append(f"--set {override}: {key} is not a mapping in this recipe")
+                break
+            place = place[key]
+        else:
+            place[keys[-1]] = value
+    return problems
+
+
+def _check_training(section: Any, has_evaluation: bool) -> tuple[dict[str, Any], list[str]]:
+    # torch comes in here, after everything that can be said without it was checked for.
+    from transformers import TrainingArguments
+
+    values, problems = check_mapping(TrainingArguments, section, "training", forbidden=_NOT_IN_RECIPES)
+    if not problems:
+        if str(values.get("eval_strategy", "no")) != "no" and not has_evaluation:
+            problems.append("training.eval_strategy: needs data.evaluation")
+        for name, minimum in _MINIMA.items():
+            if name in values and values[name] < minimum:
+                problems.append(f"training.{name}: is {values[name]}; it must be at least {minimum}")
+        try:
+            _training_arguments({"output_dir": "unused", **values})
+        except (ValueError, ImportError) as error:
+            problems.append(f"training: {_one_line(error)}")
+    return values, problems
+
+
+_MINIMA = {
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "num_train_epochs": 0,
+    "warmup_steps": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+}
+
+
+def _training_arguments(values: dict[str, Any]) -> TrainingArguments:
+    import torch
+    from transformers import TrainingArguments
+
+    defaults = {
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        # Pinning is for copies to an accelerator, and warns at every start where there is none.
+        "dataloader_pin_memory": torch.accelerator.is_available() and not values.get("use_cpu", False),
+    }
+    return TrainingArguments(**{**defaults, **values})
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()
+
+
+def _resolve_model(model: ModelArguments, base: Path) -> tuple[ModelArguments, list[str]]:
+    folder = base / Path(model.path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            return model, [f"model.path: {folder} has no config.json, so it holds no model"]
+        return replace(model, path=str(folder.resolve())), []
+    if model.path in BUNDLED_CHECKPOINTS:
+        return replace(model, path=str(bundled_checkpoint(model.path))), []
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model.path):
+        return model, []
+    bundled = ", ".join(BUNDLED_CHECKPOINTS)
+    return model, [f"model.path: there is no folder {folder}, nor a bundled checkpoint {model.path!r} ({bundled})"]
+
+
+def _resolve_data(data: DataArguments, base: Path) -> tuple[DataArguments, list[str]]:
+    problems: list[str] = []
+    changes: dict[str, Any] = {}
+    if data.image_root is not None:
+        root = base / Path(data.image_root).expanduser()
+        changes["image_root"] = str(root.resolve())
+        if not root.is_dir():
+            problems.append(f"data.image_root: there is no folder {root}")
+    for name in ("train", "evaluation"):
+        source = getattr(data, name)
+        if isinstance(source, str):
+            file = base / Path(source).expanduser()
+            changes[name] = str(file.resolve())
+            if not file.is_file():
+                problems.append(f"data.{name}: there is no file {file}")
+            elif file.suffix not in DATA_FILE_SUFFIXES:
+                problems.append(f"data.{name}: {file.name} is neither of {', '.join(DATA_FILE_SUFFIXES)}")
+        elif isinstance(source, dict):
+            problems += _check_source(source, f"data.{name}")
+    return replace(data, **changes), problems
+
+
+def _check_source(source: dict[str, Any], where: str) -> list[str]:
+    if list(source) != ["shapes_world"]:
+        return [f"{where}: must be a file or a mapping with the one key shapes_world, not {list(source)}"]
+    place = f"{where}.shapes_world"
+    arguments, problems = build(ShapesWorldArguments, source["shapes_world"], place)
+    if arguments is not None:
+        try:
+            arguments.world()
+        except (ValueError, ImportError) as error:
+            problems.append(f"{place}: {error}")
+    return problems
+
+
+__all__ = ["Recipe", "RecipeError", "load_recipe", "shipped_recipes"]

@@ -1,0 +1,160 @@
+"""Runs a recipe: data and model in, a trained checkpoint with processor and evaluation loss out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data.collators import VisionLanguageCollator
+from ..data.jsonl import RowFileDataset
+from ..data.procedural import ShapesWorldDataset
+from ..models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
+from .arguments import DataArguments, ModelArguments, ShapesWorldArguments
+from .initialization import reinitialize
+from .recipe import Recipe
+from .trainer import VisionLanguageTrainer
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run of a recipe left behind.
+
+    Attributes:
+        output_dir (`Path`): Folder with weights, configuration, processor and card.
+        train_metrics (`dict[str, float]`): Trainer's, ``train_loss`` among them.
+        eval_metrics (`dict[str, float]`): With ``eval_loss``; empty without evaluation data.
+    """
+
+    output_dir: Path
+    train_metrics: dict[str, float]
+    eval_metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RecipeRun:
+    """A recipe with data, model and trainer in place, ready to go.
+
+    Attributes:
+        trainer (`VisionLanguageTrainer`): Its `freezing_report` says what trains.
+        output_dir (`Path`): Where the model will be.
+        checkpoint (`str`, *optional*): The checkpoint that training goes on from.
+    """
+
+    trainer: VisionLanguageTrainer
+    output_dir: Path
+    checkpoint: str | None = None
+
+    def run(self) -> TrainingResult:
+        """Trains, saves model and processor, and computes the evaluation loss if there is data for it."""
+        outcome = self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        self.trainer.save_model()
+        self.trainer.save_state()
+        self.trainer.save_metrics("train", outcome.metrics, combined=False)
+        eval_metrics: dict[str, float] = {}
+        if self.trainer.eval_dataset is not None:
+            eval_metrics = self.trainer.evaluate()
+            self.trainer.save_metrics("eval", eval_metrics, combined=False)
+        return TrainingResult(self.output_dir, outcome.metrics, eval_metrics)
+
+
+def prepare_run(
+    recipe: Recipe,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RecipeRun:
+    """Opens data and model of a recipe and builds its trainer.
+
+    Args:
+        recipe (`Recipe`): Of `load_recipe`.
+        output_dir (`str` or `Path`, *optional*): Where to write; the recipe's own output folder by default.
+        resume (`bool`, *optional*, defaults to `False`):
+            Go on from the newest checkpoint in the output folder, or start where there is none.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): Further callbacks for the trainer.
+
+    Returns:
+        `RecipeRun`
+
+    Raises:
+        FileExistsError: If the output folder holds something and `resume` is not set.
+        OSError: If there is no such model.
+        ValueError: For data, weights or a freezing policy that do not fit.
+    """
+    folder = Path(output_dir) if output_dir is not None else recipe.output_dir
+    checkpoint = _starting_point(folder, resume)
+    train_dataset = open_dataset(recipe.data.train, recipe.data)
+    eval_dataset = open_dataset(recipe.data.evaluation, recipe.data) if recipe.data.evaluation is not None else None
+    model, processor = load_model(recipe.model)
+    trainer = VisionLanguageTrainer(
+        model=model,
+        args=recipe.training_arguments(folder),
+        processing_class=processor,
+        freezing=recipe.freezing,
+        data_collator=VisionLanguageCollator(
+            processor,
+            is_encoder_decoder=model.config.is_encoder_decoder,
+            max_prompt_length=recipe.data.max_prompt_length,
+            max_completion_length=recipe.data.max_completion_length,
+        ),
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        callbacks=list(callbacks),
+    )
+    return RecipeRun(trainer, folder, checkpoint)
+
+
+def run_recipe(recipe: Recipe, output_dir: str | Path | None = None, resume: bool = False) -> TrainingResult:
+    """`prepare_run` and `RecipeRun.run` in one."""
+    return prepare_run(recipe, output_dir, resume).run()
+
+
+def load_model(arguments: ModelArguments) -> tuple[InstructBlipForConditionalGeneration, InstructBlipProcessor]:
+    """Model and processor of a recipe, with fresh weights where it asks for them.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+        ValueError: If the checkpoint has missing or unexpected weights, or lacks a component to reinitialize.
+    """
+    options: dict[str, Any] = {}
+    if arguments.revision is not None:
+        options["revision"] = arguments.revision
+    processor = InstructBlipProcessor.from_pretrained(arguments.path, **options)
+    if arguments.attn_implementation is not None:
+        options["attn_implementation"] = arguments.attn_implementation
+    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    model = InstructBlipForConditionalGeneration.from_pretrained(arguments.path, dtype=dtype, **options)
+    if arguments.reinitialize:
+        reinitialize(model, arguments.reinitialize, seed=arguments.reinitialize_seed)
+    return model, processor
+
+
+def open_dataset(source: str | dict[str, Any], arguments: DataArguments) -> RowFileDataset | ShapesWorldDataset:
+    """The rows that ``data.train`` or ``data.evaluation`` names.
+
+    Raises:
+        FileNotFoundError, ValueError: As `RowFileDataset` and `ShapesWorld` raise them.
+    """
+    if isinstance(source, str):
+        return RowFileDataset(source, image_root=arguments.image_root)
+    arguments_of_world = ShapesWorldArguments(**source["shapes_world"])
+    return ShapesWorldDataset(arguments_of_world.world(), arguments_of_world.examples)
+
+
+def _starting_point(folder: Path, resume: bool) -> str | None:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    if not resume:
+        raise FileExistsError(
+            f"the output folder {folder} is not empty; go on from its newest checkpoint with --resume, "
+            "or write elsewhere with --output"
+        )
+    return get_last_checkpoint(str(folder))
+
+
+__all__ = ["RecipeRun", "TrainingResult", "load_model", "open_dataset", "prepare_run", "run_recipe"]

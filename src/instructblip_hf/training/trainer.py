@@ -1,0 +1,115 @@
+"""`VisionLanguageTrainer`: transformers' Trainer with what a frozen vision tower and language model need.
+
+It adds a collator, a freezing policy and the optimiser groups of the InstructBLIP recipe, and leaves the training
+loop, evaluation, checkpoints, distributed running and reporting to `transformers.Trainer`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+
+from ..data.collators import VisionLanguageCollator
+from .freezing import FreezingPolicy, FreezingReport, apply_freezing
+from .lora import has_lora, merged_state_dict
+
+
+logger = logging.getLogger(__name__)
+
+
+class VisionLanguageTrainer(Trainer):
+    """Trains a vision-language model of this package on rows of images, prompts and completions.
+
+    Rows are dicts in TRL's form, ``{"images": [...], "prompt": ..., "completion": ...}`` or ``{"images": [...],
+    "messages": [...]}``. The loss is the mean over all label tokens of an optimiser step, so splitting a batch by
+    gradient accumulation does not change it.
+
+    Args:
+        model (`PreTrainedModel`): The model; its `requires_grad` flags are set after `freezing`.
+        args (`TrainingArguments`, *optional*): Of transformers. `remove_unused_columns` is set to `False`.
+        processing_class (`ProcessorMixin`): The model's processor, saved with every checkpoint.
+        freezing (`str`, `Mapping[str, str]` or `FreezingPolicy`, *optional*, defaults to `"instructblip"`):
+            What trains, see `apply_freezing`. `None` keeps the model as it was handed in.
+        data_collator (`Callable`, *optional*): Defaults to a `VisionLanguageCollator` over `processing_class`.
+        train_dataset, eval_dataset (*optional*): Rows as above; `eval_dataset` also as a dict of named sets.
+        kwargs: Anything else that `transformers.Trainer` takes.
+
+    Attributes:
+        freezing_report (`FreezingReport` or `None`): The table of what trains.
+
+    Raises:
+        ValueError: If the freezing policy does not fit the model, or neither a processor nor a collator is given.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: TrainingArguments | None = None,
+        processing_class: ProcessorMixin | None = None,
+        freezing: str | Mapping[str, str] | FreezingPolicy | None = "instructblip",
+        data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError("processing_class is missing: give the model's processor, or a data_collator")
+            data_collator = VisionLanguageCollator(
+                processing_class, is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False))
+            )
+        self.freezing_report: FreezingReport | None = None
+        if freezing is not None:
+            self.freezing_report = apply_freezing(model, freezing)
+            logger.info("what trains:\n%s", self.freezing_report)
+        if args is None:
+            args = TrainingArguments()
+        # Rows hold images and text under names that no forward() has, and only the collator can read them.
+        args.remove_unused_columns = False
+        if args.label_names is None:
+            args.label_names = ["labels"]
+        configured_use_cache = model.config.__dict__.get("use_cache")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # Trainer writes its own use_cache into the configuration, which would be published with the weights.
+        if configured_use_cache is None:
+            model.config.__dict__.pop("use_cache", None)
+        else:
+            model.config.use_cache = configured_use_cache
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Trainer's loss, computed with frozen modules in evaluation mode."""
+        if model.training and self.freezing_report is not None:
+            self.freezing_report.hold_frozen_modules_in_eval()
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Names with weight decay: no biases and norms, whatever a tower calls them, nor any other vector."""
+        vectors = {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
+        return [name for name in super().get_decay_parameter_names(model) if name not in vectors]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves model and processor. LoRA updates are merged into the weights, so any `from_pretrained` opens it.
+
+        Checkpoints written during training keep LoRA layers apart, for training to resume from.
+        """
+        if _internal_call or not has_lora(self.model):
+            super().save_model(output_dir, _internal_call=_internal_call)
+            return
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        if self.args.should_save:
+            self._save(folder, state_dict=merged_state_dict(self.model))
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
