@@ -5,7 +5,7 @@ import torch
 
 from instructblip_hf.training import FreezingPolicy, apply_freezing
 from instructblip_hf.training.lora import has_lora, merged_state_dict
-from tiny_models import tiny_model
+from tiny_shapes import tiny_model
 
 
 def trained(model):
