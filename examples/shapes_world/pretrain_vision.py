@@ -4,9 +4,10 @@ Run it first, then ``pretrain.py``:
 
     python examples/shapes_world/pretrain_vision.py --output runs/shapes/vision
 
-Crowded scenes of 2 to 9 objects are drawn as they are needed. A linear head for each property predicts, from each
-patch's output, colour, shape (or which digit), size and cell of the object on it, and the patch's own row and column.
-The heads are thrown away; the tower is saved with `save_pretrained`.
+Scenes are drawn as they are needed, half of them as the world draws them and half crowded with 2 to 9 objects. A
+linear head for each property predicts, from each patch's output, colour, shape (or which digit), size and cell of the
+object on it, and the patch's own row and column; from the class token's output, how many objects of each noun there
+are, and how many in all. The heads are thrown away; the tower is saved with `save_pretrained`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn import functional
 from instructblip_hf.data.sources.shapes_world.scenes import (
     COLORS,
     GRID,
+    NOUNS,
     SHAPES,
     SIZES,
     HandwrittenDigits,
@@ -33,10 +35,13 @@ from instructblip_hf.data.sources.shapes_world.scenes import (
 )
 from instructblip_hf.models.instructblip import InstructBlipVisionConfig, InstructBlipVisionModel
 
+
 PIXEL_MEAN, PIXEL_STD = 0.35, 0.3
 NUM_CLASSES = {"color": 7, "shape": 17, "size": 3, "cell": 10, "row": 7, "column": 7}
 LOSS_WEIGHTS = {"color": 1.0, "shape": 2.0, "size": 0.5, "cell": 1.0, "row": 0.3, "column": 0.3}
 BACKGROUND_WEIGHT = 0.3
+COUNT_WEIGHT = 1.0
+MAX_COUNT = 9
 
 
 def vision_config() -> InstructBlipVisionConfig:
@@ -70,32 +75,37 @@ def patch_labels(scene: Scene, owner: np.ndarray) -> np.ndarray:
 
 
 def draw_batch(
-    rng: np.random.Generator, size: int, handwritten: HandwrittenDigits, crowded: bool, share: float = 0.5
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixel values [size, 3, 56, 56] and patch labels [size, 49, 6]; a ``share`` of the pictures is handwritten."""
-    images, labels = [], []
+    rng: np.random.Generator, size: int, handwritten: HandwrittenDigits, crowded: float = 0.0, share: float = 0.5
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pixel values [size, 3, 56, 56], patch labels [size, 49, 6] and counts [size, 8] of each noun and of all objects.
+
+    ``crowded`` and ``share`` are the probabilities that a scene is crowded and that its digits are handwritten.
+    """
+    images, labels, counts = [], [], []
     for _ in range(size):
-        if crowded:
+        if rng.random() < crowded:
             scene = sample_scene(rng, int(rng.integers(2, GRID * GRID + 1)), unique_colors=False, digit_share=0.35)
         else:
             scene = sample_scene(rng)
+        counts.append([*(len(scene.with_noun(noun)) for noun in NOUNS), len(scene.objects)])
         image, owner = render(scene, rng, handwritten if rng.random() < share else None)
         images.append(image)
         labels.append(patch_labels(scene, owner))
-    return to_pixel_values(np.stack(images)), torch.from_numpy(np.stack(labels))
+    return to_pixel_values(np.stack(images)), torch.from_numpy(np.stack(labels)), torch.tensor(counts)
 
 
 @torch.no_grad()
 def patch_accuracy(model: nn.Module, heads: nn.ModuleDict, handwritten: HandwrittenDigits, share: float) -> dict:
-    """Share of covered patches that each head gets right, on 400 fresh scenes."""
-    pixel_values, labels = draw_batch(np.random.default_rng(10**6), 400, handwritten, crowded=False, share=share)
+    """Share of covered patches that each head gets right, and of right counts, on 400 fresh scenes."""
+    pixel_values, labels, counts = draw_batch(np.random.default_rng(10**6), 400, handwritten, share=share)
     model.eval()
-    patches = model(pixel_values).last_hidden_state[:, 1:]  # [batch, 49, hidden]
+    hidden = model(pixel_values).last_hidden_state  # [batch, 50, hidden]
     model.train()
     covered = labels[..., 0] > 0
-    result = {}
-    for index, (name, head) in enumerate(heads.items()):
-        right = head(patches).argmax(-1) == labels[..., index]
+    guesses = heads["count"](hidden[:, 0]).unflatten(1, (counts.shape[1], -1)).argmax(-1)
+    result = {"count": round((guesses == counts).float().mean().item(), 4)}
+    for index, name in enumerate(NUM_CLASSES):
+        right = heads[name](hidden[:, 1:]).argmax(-1) == labels[..., index]
         result[name] = round(right[covered].float().mean().item(), 4)
         if name == "shape":
             result["digit"] = round(right[labels[..., index] > 6].float().mean().item(), 4)
@@ -105,7 +115,7 @@ def patch_accuracy(model: nn.Module, heads: nn.ModuleDict, handwritten: Handwrit
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder for the tower")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -118,6 +128,7 @@ def main() -> None:
     train_digits, test_digits = HandwrittenDigits("train"), HandwrittenDigits("test")
     model = InstructBlipVisionModel(vision_config()).train()
     heads = nn.ModuleDict({name: nn.Linear(128, classes) for name, classes in NUM_CLASSES.items()})
+    heads["count"] = nn.Linear(128, (len(NOUNS) + 1) * (MAX_COUNT + 1))
     groups = [
         {"params": list(model.parameters()), "scale": 1.0},
         {"params": list(heads.parameters()), "scale": 4.0},
@@ -129,15 +140,17 @@ def main() -> None:
         decay = 0.5 * (1 + np.cos(np.pi * step / args.steps)) + 0.01
         for group in optimizer.param_groups:
             group["lr"] = group["scale"] * args.learning_rate * min(1, (step + 1) / 50) * decay
-        pixel_values, labels = draw_batch(rng, args.batch_size, train_digits, crowded=True)
+        pixel_values, labels, counts = draw_batch(rng, args.batch_size, train_digits, crowded=0.5)
         with torch.autocast("cpu", torch.bfloat16):
-            patches = model(pixel_values).last_hidden_state[:, 1:]
-        loss = torch.zeros(())
-        for index, (name, head) in enumerate(heads.items()):
+            hidden = model(pixel_values).last_hidden_state
+        hidden = hidden.float()
+        logits = heads["count"](hidden[:, 0]).view(-1, MAX_COUNT + 1)
+        loss = COUNT_WEIGHT * functional.cross_entropy(logits, counts.flatten())
+        for index, name in enumerate(NUM_CLASSES):
             weight = torch.ones(NUM_CLASSES[name])
             if name not in ("row", "column"):
                 weight[0] = BACKGROUND_WEIGHT
-            logits = head(patches.float()).flatten(0, 1)
+            logits = heads[name](hidden[:, 1:]).flatten(0, 1)
             loss = loss + LOSS_WEIGHTS[name] * functional.cross_entropy(logits, labels[..., index].flatten(), weight)
         optimizer.zero_grad()
         loss.backward()

@@ -265,7 +265,7 @@ class HandwrittenDigits:
             self.indices[digit] = chosen.tolist()
             stack = np.zeros((len(chosen), GLYPH_PIXELS, GLYPH_PIXELS))
             for slot, pixels in enumerate(bundle.images[chosen]):  # pixels: [8, 8], 0 to 16
-                picture = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize((16, 16), Image.BILINEAR)
+                picture = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize((16, 16), Image.Resampling.BILINEAR)
                 stack[slot, :16, :16] = np.asarray(picture) / 255
             self._glyphs[digit] = stack
 
