@@ -75,6 +75,14 @@ class Recipe:
         """Where the trained model goes: ``training.output_dir``, or a folder named after the recipe."""
         return Path(self.training.get("output_dir") or self.path.stem)
 
+    @property
+    def base_model(self) -> str | None:
+        """Name of the model that training starts from, if others know it: a Hub id or a bundled checkpoint's."""
+        path = Path(self.model.path)
+        if not path.is_dir():
+            return self.model.path
+        return path.name if path.parent == bundled_checkpoint().parent else None
+
     def training_arguments(self, output_dir: str | Path | None = None) -> TrainingArguments:
         """The ``training`` section as transformers' arguments, writing to `output_dir`."""
         return _training_arguments({**self.training, "output_dir": str(output_dir or self.output_dir)})
@@ -103,27 +111,26 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = _apply_overrides(content, overrides)
     problems += [f"{key}: unknown section{did_you_mean(str(key), SECTIONS)}" for key in content if key not in SECTIONS]
 
-    model, found = build(ModelArguments, content.get("model", {}), "model")
-    problems += found
+    model_section, data_section = content.get("model", {}), content.get("data", {})
     freezing_section = content.get("freezing", {})
     if isinstance(freezing_section, str):
         freezing_section = {"preset": freezing_section}
+    model, found = build(ModelArguments, model_section, "model")
+    problems += found
+    model_path, found = _resolve_model(model_section, path.parent)
+    problems += found
     freezing, found = build(FreezingPolicy, freezing_section, "freezing")
     problems += found
-    data, found = build(DataArguments, content.get("data", {}), "data")
+    data, found = build(DataArguments, data_section, "data")
     problems += found
-    training, found = _check_training(content.get("training", {}), has_evaluation=bool(data and data.evaluation))
+    data_paths, found = _resolve_data(data_section, path.parent)
     problems += found
-
-    if model is not None:
-        model, found = _resolve_model(model, path.parent)
-        problems += found
-    if data is not None:
-        data, found = _resolve_data(data, path.parent)
-        problems += found
+    has_evaluation = isinstance(data_section, dict) and bool(data_section.get("evaluation"))
+    training, found = _check_training(content.get("training", {}), has_evaluation)
+    problems += found
     if problems:
         raise RecipeError(path.name, problems)
-    return Recipe(path=path, model=model, freezing=freezing, data=data, training=training)
+    return Recipe(path, replace(model, **model_path), freezing, replace(data, **data_paths), training)
 
 
 def _find(recipe: str | Path) -> Path:
@@ -241,40 +248,47 @@ def _one_line(error: Exception) -> str:
     return re.sub(r"\s+", " ", str(error)).strip()
 
 
-def _resolve_model(model: ModelArguments, base: Path) -> tuple[ModelArguments, list[str]]:
-    folder = base / Path(model.path).expanduser()
+def _resolve_model(section: Any, base: Path) -> tuple[dict[str, str], list[str]]:
+    """The model's path as it is to be loaded, and what is wrong with it. Wrong types are another's to report."""
+    name = section.get("path") if isinstance(section, dict) else None
+    if not isinstance(name, str) or not name:
+        return {}, []
+    folder = base / Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            return model, [f"model.path: {folder} has no config.json, so it holds no model"]
-        return replace(model, path=str(folder.resolve())), []
-    if model.path in BUNDLED_CHECKPOINTS:
-        return replace(model, path=str(bundled_checkpoint(model.path))), []
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model.path):
-        return model, []
+            return {}, [f"model.path: {folder} has no config.json, so it holds no model"]
+        return {"path": str(folder.resolve())}, []
+    if name in BUNDLED_CHECKPOINTS:
+        return {"path": str(bundled_checkpoint(name))}, []
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        return {}, []
     bundled = ", ".join(BUNDLED_CHECKPOINTS)
-    return model, [f"model.path: there is no folder {folder}, nor a bundled checkpoint {model.path!r} ({bundled})"]
+    return {}, [f"model.path: there is no folder {folder}, nor a bundled checkpoint {name!r} ({bundled})"]
 
 
-def _resolve_data(data: DataArguments, base: Path) -> tuple[DataArguments, list[str]]:
+def _resolve_data(section: Any, base: Path) -> tuple[dict[str, str], list[str]]:
+    """Absolute paths of the data files, and what is wrong with them."""
+    if not isinstance(section, dict):
+        return {}, []
     problems: list[str] = []
-    changes: dict[str, Any] = {}
-    if data.image_root is not None:
-        root = base / Path(data.image_root).expanduser()
-        changes["image_root"] = str(root.resolve())
+    paths: dict[str, str] = {}
+    if isinstance(section.get("image_root"), str):
+        root = base / Path(section["image_root"]).expanduser()
+        paths["image_root"] = str(root.resolve())
         if not root.is_dir():
             problems.append(f"data.image_root: there is no folder {root}")
     for name in ("train", "evaluation"):
-        source = getattr(data, name)
+        source = section.get(name)
         if isinstance(source, str):
             file = base / Path(source).expanduser()
-            changes[name] = str(file.resolve())
+            paths[name] = str(file.resolve())
             if not file.is_file():
                 problems.append(f"data.{name}: there is no file {file}")
             elif file.suffix not in DATA_FILE_SUFFIXES:
                 problems.append(f"data.{name}: {file.name} is neither of {', '.join(DATA_FILE_SUFFIXES)}")
         elif isinstance(source, dict):
             problems += _check_source(source, f"data.{name}")
-    return replace(data, **changes), problems
+    return paths, problems
 
 
 def _check_source(source: dict[str, Any], where: str) -> list[str]:

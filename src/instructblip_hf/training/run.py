@@ -41,11 +41,13 @@ class RecipeRun:
     """A recipe with data, model and trainer in place, ready to go.
 
     Attributes:
+        recipe (`Recipe`): What is run.
         trainer (`VisionLanguageTrainer`): Its `freezing_report` says what trains.
         output_dir (`Path`): Where the model will be.
         checkpoint (`str`, *optional*): The checkpoint that training goes on from.
     """
 
+    recipe: Recipe
     trainer: VisionLanguageTrainer
     output_dir: Path
     checkpoint: str | None = None
@@ -60,7 +62,25 @@ class RecipeRun:
         if self.trainer.eval_dataset is not None:
             eval_metrics = self.trainer.evaluate()
             self.trainer.save_metrics("eval", eval_metrics, combined=False)
+        self.trainer.create_model_card(
+            description=self._describe_data(),
+            finetuned_from=self.recipe.base_model,
+            command=f"instructblip train {self.recipe.path.name}",
+        )
         return TrainingResult(self.output_dir, outcome.metrics, eval_metrics)
+
+    def _describe_data(self) -> str:
+        def describe(source: str | dict[str, Any]) -> str:
+            if isinstance(source, str):
+                return f"the rows of `{Path(source).name}`"
+            settings = ", ".join(f"{key}: {value}" for key, value in source["shapes_world"].items())
+            return f"the shapes world ({settings})"
+
+        rows = len(self.trainer.train_dataset)
+        text = f"Trained on {describe(self.recipe.data.train)}, {rows:,} examples."
+        if self.recipe.data.evaluation is not None:
+            text += f" Evaluated on {describe(self.recipe.data.evaluation)}."
+        return text
 
 
 def prepare_run(
@@ -106,7 +126,7 @@ def prepare_run(
         eval_dataset=eval_dataset,
         callbacks=list(callbacks),
     )
-    return RecipeRun(trainer, folder, checkpoint)
+    return RecipeRun(recipe, trainer, folder, checkpoint)
 
 
 def run_recipe(recipe: Recipe, output_dir: str | Path | None = None, resume: bool = False) -> TrainingResult:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 
+from ..utils.model_card import model_card
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .lora import has_lora, merged_state_dict
 
@@ -114,3 +116,40 @@ class VisionLanguageTrainer(Trainer):
             self._save(folder, state_dict=merged_state_dict(self.model))
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def create_model_card(
+        self,
+        language: str | None = "en",
+        license: str | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | list[str] | None = None,
+        description: str | None = None,
+        command: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes ``README.md`` into the output folder: parts, what trained, settings, losses.
+
+        Args:
+            language, license, model_name, finetuned_from, dataset: As in `transformers.Trainer`.
+            description (`str`, *optional*): Markdown under the summary: data and limits.
+            command (`str`, *optional*): The command that made the model.
+            kwargs: Further arguments of Trainer's method, which this card has no place for.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        card = model_card(
+            self.accelerator.unwrap_model(self.model),
+            self.state,
+            self.args,
+            location=self.hub_model_id or folder.name,
+            name=model_name,
+            description=description,
+            license=license,
+            base_model=finetuned_from,
+            datasets=[dataset] if isinstance(dataset, str) else dataset,
+            language=language,
+            command=command,
+        )
+        card.save(folder / "README.md")

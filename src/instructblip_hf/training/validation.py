@@ -81,6 +81,8 @@ def fit(value: Any, hint: Any) -> Any:
         # YAML 1.1 reads 1e-5 as a string, for want of a dot.
         with contextlib.suppress(ValueError):
             value = float(value)
+    if value is False and any("no" in _values(option) for option in options):
+        value = "no"  # which YAML 1.1 reads as false
     if not _fits(value, hint):
         raise TypeError(f"must be {_describe(hint)}, not {_kind(value)}")
     if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
@@ -126,6 +128,11 @@ def _fits_one(value: Any, hint: Any) -> bool:
     return False
 
 
+def _values(hint: Any) -> list[Any]:
+    """The values of an enumeration; of anything else none."""
+    return [member.value for member in hint] if isinstance(hint, type) and issubclass(hint, Enum) else []
+
+
 def _describe(hint: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
     parts = []
@@ -141,7 +148,7 @@ def _describe(hint: Any) -> str:
         elif origin is typing.Literal:
             parts.append("one of " + ", ".join(map(repr, typing.get_args(option))))
         elif isinstance(origin, type) and issubclass(origin, Enum):
-            parts.append("one of " + ", ".join(str(member.value) for member in origin))
+            parts.append("one of " + ", ".join(map(str, _values(origin))))
     return " or ".join(dict.fromkeys(parts))
 
 
