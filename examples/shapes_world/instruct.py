@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from common import (
+    ATTENTION,
     QFORMER_SIDE,
     QuestionSampler,
     RowEncoder,
@@ -89,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    model = InstructBlipForConditionalGeneration.from_pretrained(args.pretrained)
+    model = InstructBlipForConditionalGeneration.from_pretrained(args.pretrained, attn_implementation=ATTENTION)
     if not args.keep_qformer:
         reinitialize(model, QFORMER_SIDE, seed=args.seed)
     folder = Path(args.pretrained).parent

@@ -300,5 +300,5 @@ def _mask(noun: str, size: str, digit: int | None) -> np.ndarray:
 
 
 def name_objects(objects: Sequence[SceneObject]) -> str:
-    """The objects' names in the given order, ``"red circle , blue digit"``: the world's caption."""
-    return " , ".join(item.name for item in objects)
+    """The objects' names in the given order, ``"red circle, blue digit"``: the world's caption."""
+    return ", ".join(item.name for item in objects)
