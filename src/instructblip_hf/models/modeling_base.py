@@ -45,6 +45,8 @@ class StrictLoadingMixin:
             KeyError: If keys are missing or unexpected; it names them.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
+        if isinstance(kwargs.get("config"), PreTrainedConfig):
+            kwargs["config"] = cls._own_config(kwargs["config"])
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = cls._keep_image_side_whole(kwargs["quantization_config"])
         model, info = super().from_pretrained(  # type: ignore[misc]
@@ -58,21 +60,39 @@ class StrictLoadingMixin:
         return (model, info) if output_loading_info else model
 
     @classmethod
+    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        return super()._from_config(cls._own_config(config), **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _own_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Our configuration for stock transformers' of the same type, which its `AutoConfig` returns."""
+        own = cls.config_class  # type: ignore[attr-defined]
+        if isinstance(config, own) or config.model_type != own.model_type:
+            return config
+        converted = own.from_dict(config.to_dict())
+        # What to_dict leaves out.
+        converted._attn_implementation = config._attn_implementation
+        for name in own.sub_configs:
+            getattr(converted, name)._attn_implementation = getattr(config, name)._attn_implementation
+        converted.name_or_path = config.name_or_path
+        converted._commit_hash = config._commit_hash
+        return converted
+
+    @classmethod
     def _keep_image_side_whole(cls, quantization_config: Any) -> Any:
         return quantization_config
 
 
-def _raise_on_key_differences(class_name: str, source: Any, info: dict[str, Any]) -> None:
-    problems = [
-        f"{len(info[kind])} {kind.replace('_', ' ')}: {', '.join(sorted(map(str, info[kind])))}"
-        for kind in ("missing_keys", "unexpected_keys")
-        if info[kind]
-    ]
+def _raise_on_key_differences(class_name: str, source: Any, info: dict[str, Any], shown: int = 20) -> None:
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys"):
+        keys = sorted(map(str, info[kind]))
+        if keys:
+            rest = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+            problems.append(f"{len(keys)} {kind.replace('_', ' ')}: {', '.join(keys[:shown])}{rest}.")
     if problems:
         raise KeyError(
-            f"{source} does not hold a whole {class_name}. "
-            + "; ".join(problems)
-            + ". Pass strict=False to load it anyway."
+            f"{source} does not hold a whole {class_name}. {' '.join(problems)} Pass strict=False to load it anyway."
         )
 
 
@@ -93,6 +113,14 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
 
     language_model: PreTrainedModel
+
+    def post_init(self) -> None:
+        super().post_init()
+        # transformers adds the parts' patterns to the whole's. A vision tower or Q-Former leaves out the keys of its
+        # neighbours when it is loaded out of a full checkpoint; here those keys are the model's own.
+        own = type(self)._keys_to_ignore_on_load_unexpected or ()
+        language_model: Any = self.language_model
+        self._keys_to_ignore_on_load_unexpected = {*own, *(language_model._keys_to_ignore_on_load_unexpected or ())}
 
     # --- parts ----------------------------------------------------------------------------------------------------
 

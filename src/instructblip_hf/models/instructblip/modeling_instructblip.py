@@ -167,6 +167,8 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel):
         if processor is not None and built_qformer.config.use_qformer_text_input:
             rows = max(len(processor.qformer_tokenizer), built_qformer.config.vocab_size)
             built_qformer.resize_token_embeddings(rows)
+        parts = (vision_model, built_qformer, language_model)
+        attention = [part.config._attn_implementation for part in parts]
         config = cls.config_class(
             vision_config=vision_model.config,
             qformer_config=built_qformer.config,
@@ -174,6 +176,9 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel):
             num_query_tokens=num_query_tokens,
             image_token_index=image_token_index,
         )
+        # A composite configuration resets the attention of its parts, which are models already.
+        for part, implementation in zip(parts, attention):
+            part.config._attn_implementation = implementation
         model = cls(config, vision_model=vision_model, qformer=built_qformer, language_model=language_model)
         if needed > vocabulary:
             model.resize_token_embeddings(needed)

@@ -1,0 +1,179 @@
+"""Conversations: their plain form, their images, the instruction in them, and the default chat template.
+
+A conversation is a list of messages, ``{"role": ..., "content": ...}``, with content as text or as a list of parts
+``{"type": "text", "text": ...}``, ``{"type": "image"}`` (with ``"image"``, ``"url"``, ``"path"`` or ``"base64"``,
+or to be filled from images given beside the conversation) and ``{"type": "video", "video": frames}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..utils.images import is_single_image, sample_frames
+
+
+DEFAULT_CHAT_TEMPLATE = """\
+{%- set marker = image_token if image_token is defined else '<image>' -%}
+{%- set state = namespace(begun=false, gap=false) -%}
+{%- for message in messages -%}
+    {%- if message['content'] is string -%}
+        {%- set parts = [{'type': 'text', 'text': message['content']}] -%}
+    {%- else -%}
+        {%- set parts = message['content'] -%}
+    {%- endif -%}
+    {%- if message['role'] == 'assistant' -%}
+        {%- if not state.begun -%}{{ bos_token }}{%- set state.begun = true -%}{%- endif -%}
+        {%- generation -%}
+            {%- if state.gap -%}{{ ' ' }}{%- endif -%}
+            {%- for part in parts if part['type'] == 'text' -%}{{ part['text'] | trim }}{%- endfor -%}
+            {{- eos_token -}}
+        {%- endgeneration -%}
+        {%- set state.gap = not eos_token -%}
+    {%- else -%}
+        {%- set turn = namespace(gap=state.gap) -%}
+        {%- for part in parts -%}
+            {%- if part['type'] == 'image' -%}
+                {{- marker -}}
+            {%- elif part['text'] -%}
+                {%- if not state.begun -%}{{ bos_token }}{%- set state.begun = true -%}{%- endif -%}
+                {%- if turn.gap -%}{{ ' ' }}{%- set turn.gap = false -%}{%- endif -%}
+                {{- part['text'] -}}
+                {%- set state.gap = not part['text'][-1:].isspace() -%}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if not state.begun -%}{{ bos_token }}{%- endif -%}
+"""
+"""The turns one after the other, without role words: a single user turn is the plain instruction InstructBLIP was
+trained with. An answer follows after a space and ends with the end token, where the language model has them."""
+
+_SOURCE_KEYS = ("image", "url", "path", "base64", "bytes")
+
+
+def normalize_conversation(messages: Any, num_frames: int, name: str) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Bring messages into the form with content parts, and take their images out.
+
+    Args:
+        messages (`Sequence[Mapping]`): A conversation.
+        num_frames (`int`): Most frames of a video part; each becomes an image part.
+        name (`str`): What errors call the conversation.
+
+    Returns:
+        `tuple`: New messages whose content is a list of text and image parts; and for each image part its source,
+        or `None` where it is to be filled.
+
+    Raises:
+        ValueError: If a message has no role or no content, or a part is of an unknown kind.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"{name} must be a list of messages, got {messages!r:.80}")
+    normalized, sources = [], []
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise ValueError(
+                f'{name}, message {index}: a message is a dict with "role" and "content", got {message!r:.80}'
+            )
+        content = message["content"]
+        parts = []
+        for part in [content] if isinstance(content, (str, Mapping)) else content or []:
+            part_kind, payload = _read_part(part, f"{name}, message {index}")
+            if part_kind == "text":
+                parts.append({"type": "text", "text": payload})
+                continue
+            if part_kind == "video":
+                payload = sample_frames(payload, num_frames)
+            else:
+                payload = [payload]
+            parts.extend({"type": "image"} for _ in payload)
+            sources.extend(payload)
+        normalized.append({**message, "content": parts})
+    return normalized, sources
+
+
+def _read_part(part: Any, name: str) -> tuple[str, Any]:
+    if isinstance(part, str):
+        return "text", part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    # Columns of `datasets` give every part every key, with None where it has no value.
+    if kind == "text" and isinstance(part.get("text"), str):
+        return "text", part["text"]
+    if kind == "image":
+        return "image", next((part[key] for key in _SOURCE_KEYS if part.get(key) is not None), None)
+    if kind == "image_url":
+        url = part.get("image_url")
+        return "image", url.get("url") if isinstance(url, Mapping) else url
+    if kind == "video":
+        frames = part.get("video")
+        if frames is not None and not is_single_image(frames) and len(frames):
+            return "video", frames
+        raise ValueError(f'{name}: a video part holds its frames, {{"type": "video", "video": [frame, ...]}}')
+    raise ValueError(
+        f'{name}: a part of the content is text or a dict of type "text" (with "text"), "image", "image_url" or '
+        f'"video", got {part!r:.80}'
+    )
+
+
+def fill_images(
+    messages: list[dict[str, Any]], sources: list[Any], images: Sequence[Any], image_token: str, name: str
+) -> list[Any]:
+    """Put images that were given beside a conversation into it.
+
+    They fill the image parts that have no source, in order. In a conversation without image parts and markers they
+    go before the text of the first user turn.
+
+    Args:
+        messages (`list[dict]`): As `normalize_conversation` returns them; changed in place.
+        sources (`list`): As `normalize_conversation` returns them.
+        images (`Sequence`): Given beside the conversation.
+        image_token (`str`): Marker of an image in text.
+        name (`str`): What errors call the conversation.
+
+    Returns:
+        `list`: The images of the conversation, in reading order.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
+    open_parts = sum(source is None for source in sources)
+    if open_parts != len(images):
+        written = sum(
+            part["text"].count(image_token) for message in messages for part in message["content"] if "text" in part
+        )
+        user = next((message for message in messages if message["role"] == "user"), None)
+        if sources or user is None or (written and written != len(images)):
+            raise ValueError(
+                f"{name} has {open_parts} image parts without an image and {written} {image_token} markers for "
+                f"{len(images)} images beside it"
+            )
+        if not written:
+            user["content"] = [{"type": "image"} for _ in images] + user["content"]
+        return list(images)
+    remaining = iter(images)
+    return [next(remaining) if source is None else source for source in sources]
+
+
+def instruction_of(messages: Sequence[Mapping[str, Any]], image_token: str, all_turns: bool) -> str:
+    """What the Q-Former reads: text of the user's turns, never of an answer.
+
+    Args:
+        messages (`Sequence[Mapping]`): As `normalize_conversation` returns them.
+        image_token (`str`): Marker of an image in text, left out.
+        all_turns (`bool`): All user turns joined by spaces; otherwise the last one that has text.
+
+    Returns:
+        `str`: Empty where no user turn has text.
+    """
+    turns = []
+    for message in messages:
+        if message["role"] == "user":
+            text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
+            turns.append(text.replace(image_token, " ").strip())
+    turns = [turn for turn in turns if turn]
+    if not turns:
+        return ""
+    return " ".join(turns) if all_turns else turns[-1]
+
+
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "fill_images", "instruction_of", "normalize_conversation"]

@@ -1,0 +1,475 @@
+"""What the processors of the three families share: images of any kind, prompts with placeholders, chat, decoding.
+
+A family's processor subclasses `VisionLanguageProcessor`, names its parts in its own ``__init__`` (transformers reads
+them from that signature) and says how many placeholders an image has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken
+from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from ..constants import IMAGE_TOKEN
+from ..utils.images import is_single_image, load_image, sample_frames
+from .chat import fill_images, instruction_of, normalize_conversation
+from .prompt_tokens import encode_texts, pad_rows, truncate_row
+from .training_rows import encode_training_rows
+
+
+# A tokenizer without a limit of its own says so with a very large one.
+_NO_LIMIT = 10**9
+_UNSUPPORTED_TEXT_OPTIONS = (
+    "text_pair",
+    "text_target",
+    "text_pair_target",
+    "is_split_into_words",
+    "return_overflowing_tokens",
+    "sanitize_control_tokens",
+)
+_CALL_OPTIONS = ("qformer_text", "num_frames", "timeout")
+
+
+class VisionLanguageProcessor(ProcessorMixin):
+    """Base of the processors; see the family's class for use."""
+
+    tokenizer: Any
+    image_processor: Any
+    image_token: str
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Placeholder tokens that stand for one image in the language model's prompt."""
+        raise NotImplementedError
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder token."""
+        return self.tokenizer.convert_tokens_to_ids(self.image_token)
+
+    @staticmethod
+    def _adopt_image_token(tokenizer: Any) -> str:
+        """The tokenizer's own image token, or else `<image>`, added to it as a special token."""
+        own = getattr(tokenizer, "image_token", None)
+        if own is not None:
+            return str(own)
+        # No whitespace is swallowed around it, and it is matched in the text as written.
+        token = AddedToken(IMAGE_TOKEN, normalized=False, special=True)
+        tokenizer.add_tokens([token], special_tokens=True)
+        return IMAGE_TOKEN
+
+    def _instruction_inputs(self, instructions: Sequence[str], image_counts: Sequence[int]) -> dict[str, Any]:
+        """Inputs of the connector, one row an image; none where it reads no text."""
+        return {}
+
+    # --- images and text ------------------------------------------------------------------------------------------
+
+    def __call__(  # type: ignore[override]
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        audio: None = None,
+        *,
+        qformer_text: str | Sequence[str] | None = None,
+        num_frames: int = 4,
+        timeout: float | None = 20.0,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare images and prompts for the model. The family's class documents it."""
+        if audio:
+            raise ValueError(f"audio must be None, got {type(audio).__name__}: this model has no audio input")
+        if images is None and text is None and not _any(videos):
+            raise ValueError("images, text or videos must be given, all are None")
+        text_options, image_options = self._split_options(kwargs)
+        return_tensors = text_options.get("return_tensors")
+        texts = None if text is None else _as_texts(text, "text")
+        image_lists = _images_of_samples(images, videos, num_frames, None if texts is None else len(texts))
+        counts = [len(sample) for sample in image_lists]
+
+        data: dict[str, Any] = {}
+        if texts is not None:
+            data.update(self._text_inputs(texts, counts, text_options))
+        if any(counts):
+            if texts is not None:
+                instructions = self._instructions(texts, qformer_text)
+                data.update(self._instruction_inputs(instructions, counts))
+            data.update(self._image_inputs(image_lists, image_options, timeout))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _split_options(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        options = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        return options["text_kwargs"], options["images_kwargs"]
+
+    def _instructions(self, texts: Sequence[str], qformer_text: str | Sequence[str] | None) -> list[str]:
+        if qformer_text is None:
+            return [self._without_special_tokens(text) for text in texts]
+        given = _as_texts(qformer_text, "qformer_text")
+        if len(given) == 1:
+            given = given * len(texts)
+        if len(given) != len(texts):
+            raise ValueError(f"qformer_text has {len(given)} entries for {len(texts)} texts: give one, or one a text")
+        return given
+
+    def _without_special_tokens(self, text: str) -> str:
+        for token in (self.image_token, self.tokenizer.bos_token, self.tokenizer.eos_token):
+            if token and token in text:
+                text = text.replace(token, " ").strip()
+        return text
+
+    def _text_inputs(self, texts: list[str], counts: list[int], options: dict[str, Any]) -> dict[str, Any]:
+        unsupported = [name for name in _UNSUPPORTED_TEXT_OPTIONS if options.get(name)]
+        if unsupported:
+            raise ValueError(f"{', '.join(unsupported)} cannot be combined with image placeholders")
+        with_offsets = bool(options.get("return_offsets_mapping"))
+        rows = encode_texts(
+            self.tokenizer,
+            texts,
+            counts,
+            self.image_token,
+            self.tokens_per_image if any(counts) else 1,
+            add_special_tokens=options.get("add_special_tokens") is not False,
+            with_offsets=with_offsets,
+        )
+        padding, truncation, max_length = (options.get(name) for name in ("padding", "truncation", "max_length"))
+        padding = getattr(padding, "value", padding)
+        truncation = getattr(truncation, "value", truncation)
+        if truncation is None and max_length is not None and not padding:
+            truncation = True
+        if max_length is None and self.tokenizer.model_max_length < _NO_LIMIT:
+            max_length = self.tokenizer.model_max_length
+        if truncation and truncation != "do_not_truncate" and max_length is not None:
+            for row in rows:
+                truncate_row(row, max_length, self.tokenizer.truncation_side, "max_length")
+
+        length = None
+        if padding and padding != "do_not_pad":
+            length = max(len(row) for row in rows)
+            if padding == "max_length" and max_length is not None:
+                length = max(length, max_length)
+            multiple = options.get("pad_to_multiple_of") or 1
+            length = -(-length // multiple) * multiple
+        side = options.get("padding_side") or self.tokenizer.padding_side
+        ids, masks, offsets = pad_rows(rows, self.image_token_id, self.tokenizer.pad_token_id, length, side)
+        data: dict[str, Any] = {"input_ids": ids}
+        if options.get("return_attention_mask") is not False:
+            data["attention_mask"] = masks
+        if with_offsets:
+            data["offset_mapping"] = offsets
+        return data
+
+    def _image_inputs(
+        self, image_lists: Sequence[Sequence[Any]], options: dict[str, Any], timeout: float | None
+    ) -> dict[str, Any]:
+        loaded = []
+        for sample, sources in enumerate(image_lists):
+            for index, source in enumerate(sources):
+                try:
+                    loaded.append(load_image(source, timeout=timeout))
+                except ValueError as error:
+                    raise ValueError(f"image {index} of sample {sample}: {error}") from error
+        # Floats 0-1 have become 8-bit images, which need the scaling that a caller with floats turns off.
+        options = {key: value for key, value in options.items() if key != "do_rescale"}
+        return dict(self.image_processor(loaded, **options))
+
+    # --- chat -----------------------------------------------------------------------------------------------------
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        tools: Any = None,
+        documents: Any = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_tensors: str | None = None,
+        return_dict: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Render conversations, and with ``tokenize=True`` prepare them for the model.
+
+        Args:
+            conversation (`list[dict]` or `list[list[dict]]`): One conversation or a batch.
+            chat_template (`str`, *optional*): A template, or the name of one of several; by default the processor's.
+            tools, documents (*optional*): Handed on to the template.
+            add_generation_prompt (`bool`, *optional*, defaults to `False`):
+                Handed on to the template; the default template has no words for it.
+            continue_final_message (`bool`, *optional*, defaults to `False`):
+                Leave the last message open, for the model to continue.
+            return_assistant_tokens_mask (`bool`, *optional*, defaults to `False`):
+                Adds ``assistant_masks``, 1 on the tokens of answers. Needs ``return_dict`` and a fast tokenizer.
+            tokenize (`bool`, *optional*, defaults to `False`): Whether to return model inputs rather than text.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; by default lists.
+            return_dict (`bool`, *optional*, defaults to `False`):
+                Whether ``tokenize=True`` returns all model inputs rather than ``input_ids`` alone.
+            processor_kwargs (`dict`, *optional*):
+                Options of the call: ``padding``, ``max_length``, ``qformer_text``, ``num_frames`` ... and ``images``,
+                which fill image parts that have none.
+            kwargs: Variables of the template; options of the call are accepted here too.
+
+        Returns:
+            `str` or `list[str]`, token ids, or a `BatchFeature`. The Q-Former reads the last user turn; where the
+            conversation ends with an answer, as for training, all user turns; never an answer.
+
+        Raises:
+            ValueError: If a message is malformed, or image parts and images differ in number.
+        """
+        if kwargs.get("sanitize_control_tokens"):
+            raise ValueError("sanitize_control_tokens cannot be combined with image placeholders")
+        is_batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        conversations = conversation if is_batched else [conversation]
+        call_options = dict(processor_kwargs or {})
+        for key in self._call_option_names() & set(kwargs):
+            call_options.setdefault(key, kwargs.pop(key))
+        num_frames = call_options.get("num_frames") or 4
+
+        names = [f"conversation {index}" for index in range(len(conversations))]
+        parsed = [normalize_conversation(item, num_frames, name) for item, name in zip(conversations, names)]
+        images: list[list[Any]] = []
+        if tokenize:
+            beside = call_options.pop("images", None)
+            beside = _images_of_samples(beside, None, num_frames, len(parsed))
+            images = [
+                fill_images(messages, sources, extra, self.image_token, name)
+                for (messages, sources), extra, name in zip(parsed, beside, names)
+            ]
+        texts, spans = self.render(
+            [messages for messages, _ in parsed],
+            chat_template=chat_template,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            return_spans=return_assistant_tokens_mask,
+            **kwargs,
+        )
+        if not tokenize:
+            return texts if is_batched else texts[0]
+
+        call_options.setdefault(
+            "qformer_text",
+            [
+                instruction_of(
+                    messages,
+                    self.image_token,
+                    all_turns=messages[-1]["role"] == "assistant" and not continue_final_message,
+                )
+                for messages, _ in parsed
+            ],
+        )
+        if return_tensors not in (None, "auto"):
+            call_options["return_tensors"] = return_tensors
+        tensor_type = call_options.pop("return_tensors", None)
+        if return_assistant_tokens_mask:
+            call_options["return_offsets_mapping"] = True
+        outputs = self(images=images, text=texts, **call_options)
+        if return_assistant_tokens_mask:
+            offsets = outputs.pop("offset_mapping")
+            outputs["assistant_masks"] = [_mask_of_spans(row, own) for row, own in zip(offsets, spans)]
+        outputs = outputs.convert_to_tensors(tensor_type)
+        return outputs if return_dict else outputs["input_ids"]
+
+    def _call_option_names(self) -> set[str]:
+        known = set(_CALL_OPTIONS) | {"images", "text_kwargs", "images_kwargs", "return_tensors"}
+        for modality in ("text_kwargs", "images_kwargs"):
+            known |= set(ProcessingKwargs.__annotations__[modality].__annotations__)
+        return known
+
+    def render(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        chat_template: str | None = None,
+        return_spans: bool = False,
+        **kwargs: Any,
+    ) -> tuple[list[str], list[list[tuple[int, int]]]]:
+        """Text of normalised conversations, and with ``return_spans`` where in it the answers are.
+
+        A beginning token is written only where the tokenizer puts one itself, an end token only where it does not:
+        a sequence-to-sequence tokenizer closes the whole text.
+        """
+        prefix, suffix = self._added_tokens()
+        special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
+        special.update(bos_token=prefix, image_token=self.image_token)
+        if suffix:
+            special["eos_token"] = ""
+        texts, spans = render_jinja_template(
+            conversations=[list(messages) for messages in conversations],
+            chat_template=self._find_chat_template(chat_template),
+            return_assistant_tokens_mask=return_spans,
+            **{**special, **kwargs},
+        )
+        return texts, spans
+
+    def _find_chat_template(self, chat_template: str | None) -> str:
+        own = self.chat_template
+        templates = own if isinstance(own, Mapping) else {"default": own}
+        found = templates.get("default") if chat_template is None else templates.get(chat_template, chat_template)
+        if not found:
+            raise ValueError(f"the processor has no chat template named default, only {sorted(templates)}")
+        return found
+
+    def _added_tokens(self) -> tuple[str, str]:
+        """Beginning and end token, as text, where the tokenizer adds them itself."""
+        ids = self.tokenizer("a", verbose=False)["input_ids"]
+        begins = bool(ids) and ids[0] == self.tokenizer.bos_token_id
+        ends = len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+        return self.tokenizer.bos_token if begins else "", self.tokenizer.eos_token if ends else ""
+
+    # --- training rows --------------------------------------------------------------------------------------------
+
+    def encode_examples(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        is_encoder_decoder: bool = False,
+        max_prompt_length: int | None = None,
+        max_completion_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        timeout: float | None = 20.0,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """Prepare training rows, with labels on the answers alone.
+
+        Args:
+            examples (`Sequence[Mapping]`):
+                Rows in TRL's form: ``"prompt"`` and ``"completion"`` (text or messages), or ``"messages"``; with
+                ``"images"`` (a list) or ``"image"``; and optionally ``"qformer_text"``, what the Q-Former reads in
+                place of the user's turns. Other keys are left alone.
+            is_encoder_decoder (`bool`, *optional*, defaults to `False`):
+                Causal rows are prompt, answer and end token in one, with labels aligned. Sequence-to-sequence rows
+                have the prompt as input and the last answer as labels.
+            max_prompt_length (`int`, *optional*):
+                Most tokens before the last answer, placeholders included. The oldest text is cut.
+            max_completion_length (`int`, *optional*):
+                Most tokens of the last answer, end token included. An answer that is cut has no end token; the
+                first time, a warning says so.
+            pad_to_multiple_of (`int`, *optional*): Pads rows to such a length.
+            timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
+            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, `"np"` or `None` for lists.
+
+        Returns:
+            `BatchFeature`: ``input_ids``, ``attention_mask``, ``labels`` (batch, tokens), right-padded; with images
+            also ``pixel_values`` (images, 3, height, width), and for the Q-Former ``qformer_input_ids`` and
+            ``qformer_attention_mask`` (images, tokens).
+
+        Raises:
+            ValueError: If a row cannot be made into an example; it names the row and what is wrong.
+        """
+        rows = encode_training_rows(
+            self,
+            examples,
+            is_encoder_decoder=is_encoder_decoder,
+            max_prompt_length=max_prompt_length,
+            max_completion_length=max_completion_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
+        counts = [len(images) for images in rows.images]
+        data = rows.data
+        if any(counts):
+            data.update(self._instruction_inputs(rows.instructions, counts))
+            data.update(self._image_inputs(rows.images, {}, timeout))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    # --- decoding -------------------------------------------------------------------------------------------------
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> Any:
+        """Text of token ids, or a list of texts of a batch, as the tokenizer's own ``decode``.
+
+        Negative ids, as in labels, are left out. Where id 0 is the piece ``<unk>`` but not the tokenizer's unknown
+        token, as in published Vicuna checkpoints, models fill rows with it after their end: it counts as end token.
+        """
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        return self.tokenizer.decode(self._readable(ids), skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+        """Texts of a batch of token ids; see `decode`."""
+        return [self.decode(row, skip_special_tokens=skip_special_tokens, **kwargs) for row in sequences]
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Texts of what ``generate`` returned, without special tokens; see `decode`."""
+        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def _readable(self, ids: Any) -> Any:
+        if isinstance(ids, int):
+            ids = [ids]
+        if ids and isinstance(ids[0], (list, tuple, np.ndarray)):
+            return [self._readable(list(row)) for row in ids]
+        filler = self._filler_id()
+        end = self.tokenizer.eos_token_id
+        return [end if token_id == filler else token_id for token_id in map(int, ids) if token_id >= 0]
+
+    def _filler_id(self) -> int | None:
+        tokenizer = self.tokenizer
+        if tokenizer.eos_token_id is None or 0 in tokenizer.all_special_ids:
+            return None
+        return 0 if tokenizer.convert_ids_to_tokens(0) == "<unk>" else None
+
+
+def _as_texts(text: str | Sequence[str], name: str) -> list[str]:
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
+        raise ValueError(f"{name} must be a string or a non-empty list of strings, got {text!r:.80}")
+    return list(texts)
+
+
+def _any(collection: Any) -> bool:
+    return collection is not None and len(collection) > 0
+
+
+def _images_of_samples(images: Any, videos: Any, num_frames: int, num_samples: int | None) -> list[list[Any]]:
+    """Images of each sample, frames of its video after them. Without texts, one sample holds all of them."""
+    samples = _group(images, num_samples, "images")
+    if not _any(videos):
+        return samples
+    if num_samples == 1 and is_single_image(videos[0]):
+        videos = [videos]
+    if num_samples is not None and len(videos) != num_samples:
+        raise ValueError(
+            f"videos holds {len(videos)} videos for {num_samples} texts: give a list of frames for each text, empty "
+            "where it has none"
+        )
+    for index, frames in enumerate(videos):
+        if frames is None:
+            continue
+        if is_single_image(frames):
+            raise ValueError(f"video {index} must be a list of frames, got {type(frames).__name__}")
+        samples[index if num_samples is not None else 0].extend(sample_frames(frames, num_frames))
+    return samples
+
+
+def _group(images: Any, num_samples: int | None, name: str) -> list[list[Any]]:
+    if images is None:
+        return [[] for _ in range(num_samples or 1)]
+    flat = [images] if is_single_image(images) else list(images)
+    is_nested = any(not is_single_image(item) for item in flat)
+    groups = [
+        [] if item is None else [item] if is_single_image(item) else [image for image in item if image is not None]
+        for item in flat
+    ]
+    if num_samples is None or (num_samples == 1 and not is_nested):
+        return [[image for group in groups for image in group]]
+    if not flat:
+        return [[] for _ in range(num_samples)]
+    if len(groups) != num_samples:
+        raise ValueError(
+            f"{name} holds {len(groups)} {'lists of images' if is_nested else 'images'} for {num_samples} texts: give "
+            "one image a text, a list of images for each text (empty where it has none), or any number of images with "
+            "a single text"
+        )
+    return groups
+
+
+def _mask_of_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    return [int(any(begin < stop and end > start for start, stop in spans)) for begin, end in offsets]
+
+
+__all__ = ["VisionLanguageProcessor"]
