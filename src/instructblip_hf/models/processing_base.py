@@ -173,8 +173,9 @@ class VisionLanguageProcessor(ProcessorMixin):
                     loaded.append(load_image(source, timeout=timeout))
                 except ValueError as error:
                     raise ValueError(f"image {index} of sample {sample}: {error}") from error
-        # Floats 0-1 have become 8-bit images, which need the scaling that a caller with floats turns off.
-        options = {key: value for key, value in options.items() if key != "do_rescale"}
+        if any("float" in str(getattr(source, "dtype", "")) for sources in image_lists for source in sources):
+            # Floats 0-1 have become 8-bit images, which need the scaling that a caller with floats turns off.
+            options = {key: value for key, value in options.items() if key != "do_rescale"}
         return dict(self.image_processor(loaded, **options))
 
     # --- chat -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,43 @@
+"""Rows of a dataset to batches, for Trainer and for a plain `DataLoader`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class VisionLanguageCollator:
+    """Collates rows of images, prompts and completions by the processor's ``encode_examples``.
+
+    Args:
+        processor (`ProcessorMixin`): A processor of this package.
+        is_encoder_decoder (`bool`, *optional*, defaults to `False`):
+            Whether the language model is sequence-to-sequence, as ``model.config.is_encoder_decoder`` says.
+        max_prompt_length (`int`, *optional*): Most tokens before the last answer, placeholders included.
+        max_completion_length (`int`, *optional*): Most tokens of the last answer, end token included.
+        pad_to_multiple_of (`int`, *optional*): Pads rows to such a length.
+        return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
+    """
+
+    processor: Any
+    is_encoder_decoder: bool = False
+    max_prompt_length: int | None = None
+    max_completion_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
+        """A batch of rows, see `InstructBlipProcessor.encode_examples` for rows, shapes and errors."""
+        return self.processor.encode_examples(
+            examples,
+            is_encoder_decoder=self.is_encoder_decoder,
+            max_prompt_length=self.max_prompt_length,
+            max_completion_length=self.max_completion_length,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            return_tensors=self.return_tensors,
+        )
+
+
+__all__ = ["VisionLanguageCollator"]

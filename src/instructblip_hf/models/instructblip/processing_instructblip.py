@@ -1,0 +1,151 @@
+"""Processor of InstructBLIP: images and instructions for the language model and for the Q-Former.
+
+The instruction is tokenised twice (section 2.3 of the paper): for the language model after the placeholders of the
+image, and for the Q-Former, which reads it beside its queries. Class name and files are those of transformers, so
+folders are exchanged in both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import BatchFeature
+
+from ..chat import DEFAULT_CHAT_TEMPLATE
+from ..processing_base import VisionLanguageProcessor
+
+
+# BERT's positions, for Q-Former tokenizers that were saved without a limit.
+_BERT_POSITIONS = 512
+_NO_LIMIT = 10**9
+
+
+class InstructBlipProcessor(VisionLanguageProcessor):
+    """Turns images and text into inputs of `InstructBlipForConditionalGeneration`, and its outputs into text.
+
+    Args:
+        image_processor (`BaseImageProcessor`): Resizes and normalises RGB images.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Of the language model. `<image>` is added to it as a special token where it has no image token.
+        qformer_tokenizer (`PreTrainedTokenizerBase`): Of the Q-Former, with CLS and SEP tokens.
+        num_query_tokens (`int`, *optional*):
+            Queries of the Q-Former, the number of placeholders an image has in the prompt. Needed wherever images
+            and text come together.
+        chat_template (`str` or `dict[str, str]`, *optional*, defaults to `DEFAULT_CHAT_TEMPLATE`):
+            Jinja template for `apply_chat_template`, saved and loaded with the processor.
+        max_qformer_length (`int`, *optional*):
+            Most tokens of an instruction in the Q-Former, CLS and SEP included; LAVIS trains with 128. By default,
+            and at most, ``qformer_tokenizer.model_max_length`` (512 where that is not set). Longer text is cut.
+    """
+
+    qformer_tokenizer: Any
+
+    def __init__(
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        qformer_tokenizer: Any,
+        num_query_tokens: int | None = None,
+        chat_template: str | dict[str, str] | None = None,
+        max_qformer_length: int | None = None,
+    ) -> None:
+        self.image_token = self._adopt_image_token(tokenizer)
+        self.num_query_tokens = num_query_tokens
+        self.max_qformer_length = max_qformer_length
+        super().__init__(
+            image_processor,
+            tokenizer,
+            qformer_tokenizer,
+            chat_template=chat_template if chat_template is not None else DEFAULT_CHAT_TEMPLATE,
+        )
+
+    def __call__(  # type: ignore[override]
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        audio: None = None,
+        *,
+        qformer_text: str | Sequence[str] | None = None,
+        num_frames: int = 4,
+        timeout: float | None = 20.0,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare images and prompts for the model.
+
+        Args:
+            images (*optional*):
+                An image of any kind that `load_image` takes; a list, one image a text; any number of images with a
+                single text; or a list of images for each text, empty where it has none.
+            text (`str` or `list[str]`, *optional*):
+                Prompts. Placeholders go in front, or where `<image>` stands: one marker an image.
+            videos (`list`, *optional*): A list of frames for each text; frames become images of the sample.
+            audio (`None`): Not taken; named because transformers' callers name it.
+            qformer_text (`str` or `list[str]`, *optional*):
+                What the Q-Former reads, one or one a text; by default the prompts without markers.
+            num_frames (`int`, *optional*, defaults to 4): Most frames of a video, evenly spaced.
+            timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
+            kwargs:
+                ``return_tensors``, ``padding``, ``padding_side``, ``truncation``, ``max_length`` (counts
+                placeholders; only text is cut), ``add_special_tokens``, ``pad_to_multiple_of``,
+                ``return_offsets_mapping`` for the language model's text; options of the image processor; or both
+                kinds in ``text_kwargs`` and ``images_kwargs``.
+
+        Returns:
+            `BatchFeature`: With text ``input_ids`` and ``attention_mask`` (texts, tokens); with images
+            ``pixel_values`` (images, 3, height, width); with both ``qformer_input_ids`` and
+            ``qformer_attention_mask`` (images, instruction tokens), always right-padded with CLS and SEP, a row for
+            each image.
+
+        Raises:
+            ValueError: If an image cannot be read, images and texts or markers do not fit together, or
+                ``max_length`` cannot hold the placeholders.
+        """
+        return super().__call__(
+            images=images,
+            text=text,
+            videos=videos,
+            audio=audio,
+            qformer_text=qformer_text,
+            num_frames=num_frames,
+            timeout=timeout,
+            **kwargs,
+        )
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Placeholder tokens that stand for one image in the language model's prompt."""
+        if self.num_query_tokens is None:
+            raise ValueError(
+                "num_query_tokens of the processor is None: set it to the model's config.num_query_tokens, so that "
+                "prompts get as many placeholders an image"
+            )
+        return self.num_query_tokens
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of all inputs the processor can make."""
+        names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+        return [*names, "qformer_input_ids", "qformer_attention_mask"]
+
+    def _instruction_inputs(self, instructions: Sequence[str], image_counts: Sequence[int]) -> dict[str, Any]:
+        limits = [self.qformer_tokenizer.model_max_length, self.max_qformer_length]
+        limit = min((value for value in limits if value is not None and value < _NO_LIMIT), default=_BERT_POSITIONS)
+        repeated = [text for text, count in zip(instructions, image_counts) for _ in range(count)]
+        encoding = self.qformer_tokenizer(
+            repeated,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=limit,
+            return_attention_mask=True,
+            return_token_type_ids=False,
+        )
+        return {
+            "qformer_input_ids": encoding["input_ids"],
+            "qformer_attention_mask": encoding["attention_mask"],
+        }
+
+
+__all__ = ["InstructBlipProcessor"]
