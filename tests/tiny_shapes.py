@@ -1,9 +1,9 @@
 """Tiny random models of both kinds for the tests of training and of the command line."""
 
 import torch
-from transformers import LlamaConfig, OPTConfig, T5Config
+from transformers import BlipImageProcessorPil, LlamaConfig, OPTConfig, T5Config
 
-from instructblip_hf import InstructBlipConfig, InstructBlipForConditionalGeneration
+from instructblip_hf import InstructBlipConfig, InstructBlipForConditionalGeneration, InstructBlipProcessor
 from instructblip_hf.data.sources.shapes_world import build_tokenizer
 
 
@@ -76,3 +76,20 @@ def tiny_model(kind="causal", dropout=0.0, seed=0):
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
     return InstructBlipForConditionalGeneration(config)
+
+
+def tiny_processor():
+    """The processor that goes with `tiny_model`."""
+    return InstructBlipProcessor(
+        image_processor=BlipImageProcessorPil(size={"height": 56, "width": 56}),
+        tokenizer=build_tokenizer(),
+        qformer_tokenizer=build_tokenizer(for_qformer=True, model_max_length=64),
+        num_query_tokens=4,
+    )
+
+
+def save_tiny_checkpoint(folder, kind="causal", seed=0):
+    """Writes `tiny_model` and `tiny_processor` to a folder, and returns it."""
+    tiny_model(kind, seed=seed).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder

@@ -43,13 +43,18 @@ def answer(
         inputs = loaded.processor(
             images=[question.images for question in batch],
             text=[question.text for question in batch],
-            padding=True,
             return_tensors="pt",
+            **padding_options(loaded),
         ).to(loaded.model.device, loaded.model.dtype)
         ids = loaded.model.generate(**inputs, return_full_text=False, **generate_options)
         texts = loaded.processor.batch_decode(ids, skip_special_tokens=True)
         for question, text in zip(batch, texts):
             yield question, text.strip()
+
+
+def padding_options(loaded: LoadedModel) -> dict[str, Any]:
+    """Padding for generation: a causal model goes on from the right end of every row."""
+    return {"padding": True, "padding_side": "right" if loaded.model.config.is_encoder_decoder else "left"}
 
 
 def open_images(names: Sequence[str]) -> list[Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .answering import padding_options
 from .demo_report import Outcome, accuracies, check_writable, knows_notes, text_table, write_report
 from .errors import user_errors
 from .loading import LoadedModel
@@ -123,8 +124,8 @@ def _generate(loaded: LoadedModel, rows: Sequence[dict[str, Any]]) -> list[str]:
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        padding=True,
         add_generation_prompt=True,
+        processor_kwargs=padding_options(loaded),
     )
     ids = loaded.model.generate(**inputs, return_full_text=False, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
     return [text.strip() for text in loaded.processor.batch_decode(ids, skip_special_tokens=True)]

@@ -151,8 +151,8 @@ class DataArguments:
         evaluation (`str` or `dict`, *optional*): The same, for the evaluation loss.
         image_root (`str`, *optional*):
             Folder that image paths in files are relative to, and may not leave. Defaults to each file's folder.
-        max_prompt_length (`int`, *optional*): Longest prompt in tokens, image placeholders not counted.
-        max_completion_length (`int`, *optional*): Longest completion in tokens.
+        max_prompt_length (`int`, *optional*): Most tokens before the last answer, placeholders included.
+        max_completion_length (`int`, *optional*): Most tokens of the last answer, end token included.
 
     Raises:
         ValueError: If a length is below 1.
@@ -164,7 +164,7 @@ class DataArguments:
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Longest prompt in tokens."})
-    max_completion_length: int | None = field(default=None, metadata={"help": "Longest completion in tokens."})
+    max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of the last answer, end token included."})
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_length", "max_completion_length"):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 
+from ..data.collators import VisionLanguageCollator
 from ..utils.model_card import model_card
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .lora import has_lora, merged_state_dict
@@ -61,8 +62,6 @@ class VisionLanguageTrainer(Trainer):
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("processing_class is missing: give the model's processor, or a data_collator")
-            from ..data.collators import VisionLanguageCollator
-
             data_collator = VisionLanguageCollator(
                 processing_class, is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False))
             )

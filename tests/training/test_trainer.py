@@ -1,0 +1,188 @@
+"""`VisionLanguageTrainer`: what changes and what does not, losses under accumulation, checkpoints and resuming."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_shapes import tiny_model, tiny_processor
+from transformers import TrainerCallback, TrainingArguments
+
+from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipProcessor
+from instructblip_hf.data.procedural import ShapesWorldDataset
+from instructblip_hf.data.sources.shapes_world import ShapesWorld
+from instructblip_hf.training import FreezingPolicy, VisionLanguageTrainer
+
+
+KINDS = ["causal", "seq2seq"]
+
+
+def arguments(folder, **changes):
+    options = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": 3,
+    }
+    return TrainingArguments(output_dir=str(folder), **{**options, **changes})
+
+
+def trainer_for(model, args, examples=16, **changes):
+    world = ShapesWorld(0)
+    options = {
+        "processing_class": tiny_processor(),
+        "train_dataset": ShapesWorldDataset(world, examples),
+        "eval_dataset": ShapesWorldDataset(ShapesWorld(0, split="test"), 6),
+    }
+    return VisionLanguageTrainer(model, args, **{**options, **changes})
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_weights_stay_bitwise_and_trained_ones_move(kind, tmp_path):
+    model = tiny_model(kind, dropout=0.1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    modes = []
+
+    def watch(module, *_):
+        modes.append({name: m.training for name, m in module.named_modules()})
+
+    model.register_forward_pre_hook(watch)
+    trainer = trainer_for(model, arguments(tmp_path))
+    trainer.train()
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert changed <= trained
+    # Text embeddings of words that did not occur have no gradient, and decay does not move a zero.
+    assert {"query_tokens", "language_projection.weight", "vision_model.post_layernorm.weight"} <= changed
+    assert any(name.startswith("qformer.encoder") for name in changed)
+    for mode in modes:
+        assert mode["qformer.encoder"]
+        assert not any(on for name, on in mode.items() if name.startswith(("language_model", "vision_model.encoder")))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("split", [(4, 2), (2, 4), (1, 8)])
+def test_splitting_a_batch_does_not_change_the_losses(kind, split, tmp_path):
+    """Rows differ much in their numbers of label tokens, so a mean of means would be another loss."""
+    size, accumulation = split
+    runs = []
+    for batch, steps in ((8, 1), (size, accumulation)):
+        args = arguments(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=steps)
+        trainer = trainer_for(tiny_model(kind), args)
+        trainer.train()
+        runs.append((losses(trainer), trainer.model.language_projection.weight.detach()))
+    (whole, weights), (parts, split_weights) = runs
+    assert len(whole) == 2
+    assert parts == pytest.approx(whole, rel=2e-5)
+    torch.testing.assert_close(split_weights, weights, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_mean_over_label_tokens(tmp_path):
+    model = tiny_model()
+    trainer = trainer_for(model, arguments(tmp_path), examples=4)
+    rows = [trainer.train_dataset[index] for index in range(4)]
+    batch = tiny_processor().encode_examples(rows)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    chosen = labels[:, 1:] != -100
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1][chosen], labels[:, 1:][chosen])
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_rows_without_images_train_too(tmp_path):
+    rows = [{"images": [], "prompt": "what color is red ?", "completion": "red"}] * 4
+    trainer = trainer_for(tiny_model(), arguments(tmp_path), train_dataset=rows, freezing="all")
+    trainer.train()
+    assert len(losses(trainer)) == 2
+
+
+def test_no_decay_on_vectors(tmp_path):
+    trainer = trainer_for(tiny_model(), arguments(tmp_path, weight_decay=0.1), freezing="all")
+    trainer.create_optimizer()
+    groups = {group["weight_decay"]: {id(p) for p in group["params"]} for group in trainer.optimizer.param_groups}
+    for name, parameter in trainer.model.named_parameters():
+        expected = 0.0 if parameter.ndim < 2 else 0.1
+        assert id(parameter) in groups[expected], name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_hold_model_and_processor_and_resume_exactly(kind, tmp_path):
+    whole = trainer_for(tiny_model(kind, dropout=0.1), arguments(tmp_path / "whole", max_steps=4))
+    whole.train()
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    folder = tmp_path / "parts"
+    trainer_for(tiny_model(kind, dropout=0.1), arguments(folder, **options), callbacks=[Stop()]).train()
+    checkpoint = folder / "checkpoint-2"
+    reloaded = InstructBlipForConditionalGeneration.from_pretrained(checkpoint)
+    assert reloaded.config.is_encoder_decoder == (kind == "seq2seq")
+    assert InstructBlipProcessor.from_pretrained(checkpoint).num_query_tokens == 4
+    resumed = trainer_for(tiny_model(kind, dropout=0.1, seed=9), arguments(folder, **options))
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+def test_training_knobs_do_not_reach_the_configuration(tmp_path):
+    model = tiny_model()
+    trainer = trainer_for(model, arguments(tmp_path))
+    trainer.save_model()
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert "use_cache" not in written
+    assert not any("freez" in key for key in written)
+
+
+def test_evaluation_loss(tmp_path):
+    trainer = trainer_for(tiny_model(dropout=0.3), arguments(tmp_path))
+    first, second = trainer.evaluate(), trainer.evaluate()
+    assert first["eval_loss"] > 0
+    assert first["eval_loss"] == second["eval_loss"], "nothing is dropped in evaluation"
+
+
+def test_lora_checkpoints_resume_and_the_saved_model_is_merged(tmp_path):
+    policy = FreezingPolicy(components={"language_model": "lora"}, lora_rank=2)
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer = trainer_for(tiny_model(), arguments(tmp_path, **options), freezing=policy)
+    trainer.train()
+    trainer.save_model()
+    assert any("lora_A" in key for key in load_file(tmp_path / "checkpoint-2" / "model.safetensors"))
+    saved = InstructBlipForConditionalGeneration.from_pretrained(tmp_path)
+    batch = tiny_processor().encode_examples([trainer.eval_dataset[0]])
+    with torch.no_grad():
+        torch.testing.assert_close(saved.eval()(**batch).loss, trainer.model.eval()(**batch).loss)
+    resumed = trainer_for(tiny_model(), arguments(tmp_path, **options), freezing=policy)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+
+
+def test_model_card_says_what_trained(tmp_path):
+    trainer = trainer_for(tiny_model(), arguments(tmp_path))
+    trainer.train()
+    trainer.create_model_card(description="Flags.", command="instructblip train flags.yaml")
+    card = (tmp_path / "README.md").read_text()
+    assert "instructblip train flags.yaml" in card
+    assert "2 steps" in card
+    assert "| `language_model` | llama |" in card
+
+
+def test_without_processor_or_collator():
+    with pytest.raises(ValueError, match="processing_class is missing"):
+        VisionLanguageTrainer(tiny_model())
