@@ -144,8 +144,8 @@ def fill_images(
         user = next((message for message in messages if message["role"] == "user"), None)
         if sources or user is None or (written and written != len(images)):
             raise ValueError(
-                f"{name} has {open_parts} image parts without an image and {written} {image_token} markers for "
-                f"{len(images)} images beside it"
+                f"{name} has {open_parts} image parts that hold no image, {written} {image_token} markers in its text, "
+                f"and {len(images)} images beside it: they must be as many"
             )
         if not written:
             user["content"] = [{"type": "image"} for _ in images] + user["content"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from tokenizers import AddedToken
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
@@ -69,7 +68,7 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     # --- images and text ------------------------------------------------------------------------------------------
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
@@ -82,7 +81,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepare images and prompts for the model. The family's class documents it."""
-        if audio:
+        if _any(audio):
             raise ValueError(f"audio must be None, got {type(audio).__name__}: this model has no audio input")
         if images is None and text is None and not _any(videos):
             raise ValueError("images, text or videos must be given, all are None")
@@ -103,7 +102,8 @@ class VisionLanguageProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _split_options(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        options = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merge: Any = self._merge_kwargs
+        options = merge(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return options["text_kwargs"], options["images_kwargs"]
 
     def _instructions(self, texts: Sequence[str], qformer_text: str | Sequence[str] | None) -> list[str]:
@@ -268,14 +268,15 @@ class VisionLanguageProcessor(ProcessorMixin):
         )
         if return_tensors not in (None, "auto"):
             call_options["return_tensors"] = return_tensors
-        tensor_type = call_options.pop("return_tensors", None)
+        tensor_type = call_options.get("return_tensors")
         if return_assistant_tokens_mask:
             call_options["return_offsets_mapping"] = True
         outputs = self(images=images, text=texts, **call_options)
         if return_assistant_tokens_mask:
             offsets = outputs.pop("offset_mapping")
+            offsets = offsets.tolist() if hasattr(offsets, "tolist") else offsets
             outputs["assistant_masks"] = [_mask_of_spans(row, own) for row, own in zip(offsets, spans)]
-        outputs = outputs.convert_to_tensors(tensor_type)
+            outputs = outputs.convert_to_tensors(tensor_type)
         return outputs if return_dict else outputs["input_ids"]
 
     def _call_option_names(self) -> set[str]:
@@ -301,13 +302,13 @@ class VisionLanguageProcessor(ProcessorMixin):
         special.update(bos_token=prefix, image_token=self.image_token)
         if suffix:
             special["eos_token"] = ""
-        texts, spans = render_jinja_template(
-            conversations=[list(messages) for messages in conversations],
+        rendered: Any = render_jinja_template(
+            conversations=[[dict(message) for message in messages] for messages in conversations],
             chat_template=self._find_chat_template(chat_template),
             return_assistant_tokens_mask=return_spans,
             **{**special, **kwargs},
         )
-        return texts, spans
+        return rendered
 
     def _find_chat_template(self, chat_template: str | None) -> str:
         own = self.chat_template
@@ -319,9 +320,10 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     def _added_tokens(self) -> tuple[str, str]:
         """Beginning and end token, as text, where the tokenizer adds them itself."""
-        ids = self.tokenizer("a", verbose=False)["input_ids"]
-        begins = bool(ids) and ids[0] == self.tokenizer.bos_token_id
-        ends = len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+        encoding = self.tokenizer("a", return_special_tokens_mask=True, verbose=False)
+        ids, added = encoding["input_ids"], encoding["special_tokens_mask"]
+        begins = bool(added[0]) and ids[0] == self.tokenizer.bos_token_id
+        ends = bool(added[-1]) and ids[-1] == self.tokenizer.eos_token_id
         return self.tokenizer.bos_token if begins else "", self.tokenizer.eos_token if ends else ""
 
     # --- training rows --------------------------------------------------------------------------------------------
@@ -375,7 +377,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         data = rows.data
         if any(counts):
             data.update(self._instruction_inputs(rows.instructions, counts))
-            data.update(self._image_inputs(rows.images, {}, timeout))
+            data.update(self._image_inputs(rows.images, {"return_tensors": return_tensors}, timeout))
         return BatchFeature(data, tensor_type=return_tensors)
 
     # --- decoding -------------------------------------------------------------------------------------------------
@@ -386,12 +388,12 @@ class VisionLanguageProcessor(ProcessorMixin):
         Negative ids, as in labels, are left out. Where id 0 is the piece ``<unk>`` but not the tokenizer's unknown
         token, as in published Vicuna checkpoints, models fill rows with it after their end: it counts as end token.
         """
-        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        return self.tokenizer.decode(self._readable(ids), skip_special_tokens=skip_special_tokens, **kwargs)
+        return self.tokenizer.decode(self._readable(token_ids), skip_special_tokens=skip_special_tokens, **kwargs)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **kwargs: Any) -> list[str]:
-        """Texts of a batch of token ids; see `decode`."""
-        return [self.decode(row, skip_special_tokens=skip_special_tokens, **kwargs) for row in sequences]
+        """Texts of a batch of token ids; see `decode`. A single row gives a list of one."""
+        texts = self.decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs) if len(sequences) else []
+        return [texts] if isinstance(texts, str) else texts
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
@@ -399,13 +401,13 @@ class VisionLanguageProcessor(ProcessorMixin):
         """Texts of what ``generate`` returned, without special tokens; see `decode`."""
         return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
-    def _readable(self, ids: Any) -> Any:
+    def _readable(self, token_ids: Any) -> Any:
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         if isinstance(ids, int):
             ids = [ids]
-        if ids and isinstance(ids[0], (list, tuple, np.ndarray)):
-            return [self._readable(list(row)) for row in ids]
-        filler = self._filler_id()
-        end = self.tokenizer.eos_token_id
+        if len(ids) and not isinstance(ids[0], int) and (hasattr(ids[0], "__len__") and getattr(ids[0], "ndim", 1)):
+            return [self._readable(row) for row in ids]
+        filler, end = self._filler_id(), self.tokenizer.eos_token_id
         return [end if token_id == filler else token_id for token_id in map(int, ids) if token_id >= 0]
 
     def _filler_id(self) -> int | None:

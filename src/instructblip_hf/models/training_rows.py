@@ -257,7 +257,7 @@ def _encode_seq2seq(
     if max_prompt_length is not None:
         _truncate_prompt(tokens, max_prompt_length, row.name)
     target = tokenizer(text_target=row.segments[-1].strip(), verbose=False)["input_ids"]
-    if target[-1] == tokenizer.eos_token_id:
+    if target[-1:] == [tokenizer.eos_token_id]:
         target = target[:-1]
     labels, was_cut = _close(target, tokenizer.eos_token_id, max_completion_length)
     return tokens, labels, was_cut
@@ -273,7 +273,7 @@ def _truncate_prompt(tokens: TokenRow, max_prompt_length: int, name: str) -> lis
 def _encode_answer(tokenizer: Any, text: str) -> list[int]:
     """Tokens of an answer without special tokens added, as they come out of `generate` after the text before it."""
     # SentencePiece tokenizers mark the start of a word by themselves, and would mark a space a second time.
-    if tokenizer.tokenize("a")[:1] and tokenizer.tokenize("a")[0].startswith("\u2581"):
+    if "".join(tokenizer.tokenize("a")).startswith("\u2581"):
         text = text.lstrip()
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
@@ -291,7 +291,7 @@ def _encode_between(processor: Any, text: str, after_end: bool) -> TokenRow:
         add_special_tokens=False,
     )[0]
     if after_end:
-        row.drop(range(row.ids.index(tokenizer.eos_token_id) + 1))
+        row.drop(range(len(tokenizer("a", add_special_tokens=False)["input_ids"]) + 1))
     # Nothing opens a row here: placeholders that do belong with the other tokens.
     row.ids = [processor.image_token_id] * row.opening + row.ids
     row.fixed = [True] * row.opening + row.fixed

@@ -60,7 +60,7 @@ class InstructBlipProcessor(VisionLanguageProcessor):
             chat_template=chat_template if chat_template is not None else DEFAULT_CHAT_TEMPLATE,
         )
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
