@@ -482,15 +482,6 @@ def test_lora(kind, targets, tmp_path):
     assert adapted.generate(**inputs, max_new_tokens=3).shape[0] == 2
 
 
-def test_quantisation_leaves_the_image_side_alone():
-    config = transformers.BitsAndBytesConfig(load_in_8bit=True)
-    completed = InstructBlipForConditionalGeneration._keep_image_side_whole(config)
-    assert {"vision_model", "qformer", "language_projection"} <= set(completed.llm_int8_skip_modules)
-    assert config.llm_int8_skip_modules is None
-    chosen = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["qformer"])
-    assert InstructBlipForConditionalGeneration._keep_image_side_whole(chosen).llm_int8_skip_modules == ["qformer"]
-
-
 @pytest.mark.parametrize("kind", LANGUAGE_MODELS)
 def test_loss_over_accumulated_batches(kind):
     """`num_items_in_batch` makes the losses of two halves add up to the loss of the whole, for T5 too."""
