@@ -183,7 +183,7 @@ def _bounded(data: bytes, name: str) -> bytes:
 
 
 def _download(url: str, name: str, timeout: float | None) -> bytes:
-    import httpx
+    from huggingface_hub.utils import httpx  # its HTTP client, httpx or httpx2 by version
 
     deadline = None if timeout is None else time.monotonic() + timeout
     data = bytearray()
