@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import os
 import struct
 import time
@@ -18,7 +19,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -149,23 +150,24 @@ def _read_text_source(source: str, name: str, timeout: float | None) -> bytes:
         header, comma, payload = source.partition(",")
         if not comma:
             raise ValueError(f"cannot read {name}: a data: URI has a comma before its content")
-        return _decode_base64(payload, name) if header.endswith(";base64") else unquote_to_bytes(payload)
+        data = _decode_base64(payload, name) if header.endswith(";base64") else unquote_to_bytes(payload)
+        return _bounded(data, name)
     path = Path(source)
     if os.path.exists(path):
         return _read_file(path, name)
     try:
-        return _decode_base64(source, name)
+        data = _decode_base64(source, name)
     except ValueError as error:
         raise ValueError(f"{name} is neither an existing file nor base64 text; {_ALLOWED}") from error
+    return _bounded(data, name)
 
 
 def _decode_base64(text: str, name: str) -> bytes:
     compact = "".join(text.split())
     try:
-        data = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"cannot read {name}: it is not valid base64 ({error})") from error
-    return _bounded(data, name)
 
 
 def _read_file(path: Path, name: str) -> bytes:
@@ -207,20 +209,21 @@ def _download(url: str, name: str, timeout: float | None) -> bytes:
 
 
 def _from_bytes(data: bytes, name: str) -> Image.Image:
-    import io
-
     if not data:
         raise ValueError(f"{name} is empty: {_ALLOWED}")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise ValueError(
-                    f"it has {image.width}x{image.height} pixels, more than the {limit} of PIL.Image.MAX_IMAGE_PIXELS"
-                )
-            return _to_rgb(image, name)
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is not in an image format that PIL can read") from error
     except _DECODING_ERRORS as error:
         raise ValueError(f"cannot read {name} as an image: {error}") from error
+    with image:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            raise ValueError(
+                f"{name} has {image.width}x{image.height} pixels, more than the {limit} of PIL.Image.MAX_IMAGE_PIXELS"
+            )
+        return _to_rgb(image, name)
 
 
 # --- to RGB -------------------------------------------------------------------------------------------------------
@@ -234,12 +237,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-        if image.mode == "I" or image.mode == "F" or is_16_bit:
+        if image.mode in ("La", "RGBa"):
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+        if image.mode in ("I", "F") or is_16_bit:
             return _gray_to_rgb(np.asarray(image), is_16_bit, name)
-        if image.has_transparency_data or image.mode in ("La", "RGBa"):
-            image = image.convert("RGBA")
+        if image.has_transparency_data:
             background = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(background, image).convert("RGB")
+            return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
         return image.convert("RGB")
     except _DECODING_ERRORS as error:
         raise ValueError(f"cannot read {name}: {error}") from error
