@@ -18,7 +18,14 @@ from torch.nn import functional
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from instructblip_hf.constants import IGNORE_INDEX, IMAGE_TOKEN
-from instructblip_hf.data.sources.shapes_world import TASKS, build_tokenizer, make_row, render, sample_scene
+from instructblip_hf.data.sources.shapes_world import (
+    HELD_OUT_TASKS,
+    TASKS,
+    build_tokenizer,
+    make_row,
+    render,
+    sample_scene,
+)
 from instructblip_hf.data.sources.shapes_world.scenes import CELLS, COLORS, NOUNS, NUMBERS, SIZES, HandwrittenDigits
 from instructblip_hf.data.sources.shapes_world.tasks import LETTERS, PLURALS, RELATIONS
 from instructblip_hf.models.instructblip import (
@@ -53,6 +60,16 @@ TASK_WEIGHTS = {
     "dialogue": 1.0,
 }
 """How often each task type is drawn in training, relative to the others: the hard ones more."""
+
+
+COLUMNS = {
+    "seen": "templates seen",
+    "held_out": "templates held out",
+    "blank": "image blanked",
+    "other": "another image",
+    "uninstructed": "no instruction in the Q-Former",
+}
+"""Columns of the accuracy table."""
 
 
 def weights_from(changes: Sequence[str]) -> dict[str, float]:
@@ -353,3 +370,16 @@ def _turns(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
     length = max(len(row) for row in rows)
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def table(accuracy: dict[str, dict[str, float]], columns: list[str]) -> str:
+    """The accuracies as a Markdown table, held-out task types below the others."""
+    lines = ["| task | " + " | ".join(COLUMNS[column] for column in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    trained = [task for task in accuracy if task not in HELD_OUT_TASKS]
+    for task, values in accuracy.items():
+        name = f"{task} (held-out task)" if task in HELD_OUT_TASKS else task
+        cells = [f"{values[column]:.3f}" if column in values else "" for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    means = [f"{np.mean([accuracy[task][column] for task in trained]):.3f}" for column in columns]
+    lines.append("| **mean, held-out tasks apart** | " + " | ".join(means) + " |")
+    return "\n".join(lines)

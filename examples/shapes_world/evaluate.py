@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import COLUMNS, table
 from PIL import Image
 
 from instructblip_hf import (
@@ -33,13 +34,6 @@ from instructblip_hf import (
 from instructblip_hf.data.sources.shapes_world import HELD_OUT_TASKS, TASKS, Scene, ShapesWorld, render, score
 
 
-COLUMNS = {
-    "seen": "templates seen",
-    "held_out": "templates held out",
-    "blank": "image blanked",
-    "other": "another image",
-    "uninstructed": "no instruction in the Q-Former",
-}
 HANDWRITTEN = "digit (handwritten)"
 
 
@@ -98,14 +92,15 @@ class Answerer:
                         said = {"type": "text", "text": answers[row][turn]}
                         conversation.append({"role": "assistant", "content": [said]})
                 conversations.append(conversation)
-            withheld = {"qformer_text": [""] * len(open_rows)} if uninstructed else {}
+            # As in training, the Q-Former reads all of the user's turns so far: "it" alone says not what to look at.
+            read = ["" if uninstructed else " ".join(turns[row][: depth + 1]) for row in open_rows]
             inputs = self.processor.apply_chat_template(
                 conversations,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
                 add_generation_prompt=True,
-                processor_kwargs={"padding": True, "padding_side": "left", **withheld},
+                processor_kwargs={"padding": True, "padding_side": "left", "qformer_text": read},
             )
             sequences = self.model.generate(**inputs, return_full_text=False, do_sample=False, max_new_tokens=24)
             for row, text in zip(open_rows, self.processor.batch_decode(sequences, skip_special_tokens=True)):
@@ -133,19 +128,6 @@ def evaluate(folder: str | Path, count: int, seed: int, columns: list[str]) -> I
             answers = answerer(shown, uninstructed=column == "uninstructed")
             right = [score(example, answer) for example, answer in zip(examples, answers)]
             yield task, column, float(np.mean(right))
-
-
-def table(accuracy: dict[str, dict[str, float]], columns: list[str]) -> str:
-    """The accuracies as a Markdown table, held-out task types below the others."""
-    lines = ["| task | " + " | ".join(COLUMNS[column] for column in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    trained = [task for task in accuracy if task not in HELD_OUT_TASKS]
-    for task, values in accuracy.items():
-        name = f"{task} (held-out task)" if task in HELD_OUT_TASKS else task
-        cells = [f"{values[column]:.3f}" if column in values else "" for column in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    means = [f"{np.mean([accuracy[task][column] for task in trained]):.3f}" for column in columns]
-    lines.append("| **mean, held-out tasks apart** | " + " | ".join(means) + " |")
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -14,26 +14,13 @@ import json
 from pathlib import Path
 
 import torch
-from common import MAX_TEXT, NUM_QUERIES
-from evaluate import table
+from common import MAX_TEXT, NUM_QUERIES, table
 from pretrain_vision import PIXEL_MEAN, PIXEL_STD
 from safetensors.torch import load_file, save_file
 from transformers import BlipImageProcessor, GenerationConfig
 
 from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipProcessor
 from instructblip_hf.data.sources.shapes_world import build_tokenizer
-
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ ' <eos> ' if message['role'] == 'assistant' else ' ' }}"
-    "{% endfor %}"
-)
-"""Turns one after the other, an assistant's closed by the end token, as the model was trained."""
 
 
 def build_processor() -> InstructBlipProcessor:
@@ -45,7 +32,6 @@ def build_processor() -> InstructBlipProcessor:
         tokenizer=build_tokenizer(),
         qformer_tokenizer=build_tokenizer(for_qformer=True, model_max_length=MAX_TEXT),
         num_query_tokens=NUM_QUERIES,
-        chat_template=CHAT_TEMPLATE,
     )
 
 
@@ -60,11 +46,13 @@ def export(model: InstructBlipForConditionalGeneration, output: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    for config in (model.config.vision_config, model.config.qformer_config, model.config.text_config):
+        config._name_or_path = ""  # no folder of the machine that trained it
     model.save_pretrained(output)
     weights = output / "model.safetensors"
-    save_file(
-        {name: tensor.to(torch.bfloat16) for name, tensor in load_file(weights).items()}, weights, {"format": "pt"}
-    )
+    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(weights).items()}
+    save_file(rounded, weights, {"format": "pt"})
+    weights.chmod(0o644)
     build_processor().save_pretrained(output)
 
 
