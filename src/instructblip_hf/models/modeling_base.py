@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import ModelOutput
 
 from .language_models.adapter import build_language_model
 
 
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Filled in from the language model's own generation configuration where a checkpoint's outer one leaves them out.
 _TOKEN_ID_OPTIONS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -46,7 +48,11 @@ class StrictLoadingMixin:
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         if isinstance(kwargs.get("config"), PreTrainedConfig):
-            kwargs["config"] = cls._own_config(kwargs["config"])
+            given = kwargs["config"]
+            kwargs["config"] = cls._own_config(given)
+            if kwargs["config"] is not given:
+                hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+                cls._read_foreign_parts(kwargs["config"], pretrained_model_name_or_path, hub_options)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = cls._keep_image_side_whole(kwargs["quantization_config"])
         model, info = super().from_pretrained(  # type: ignore[misc]
@@ -75,8 +81,19 @@ class StrictLoadingMixin:
         for name in own.sub_configs:
             getattr(converted, name)._attn_implementation = getattr(config, name)._attn_implementation
         converted.name_or_path = config.name_or_path
-        converted._commit_hash = config._commit_hash
         return converted
+
+    @classmethod
+    def _read_foreign_parts(cls, config: PreTrainedConfig, source: Any, hub_options: dict[str, Any]) -> None:
+        """Read parts of a foreign type again, which stock's configuration class has forced into its own type."""
+        saved, _ = PreTrainedConfig.get_config_dict(source, **hub_options)
+        for name, expected in cls.config_class.sub_configs.items():  # type: ignore[attr-defined]
+            part: Any = saved.get(name) or {}
+            model_type = part.get("model_type")
+            if model_type and model_type != getattr(config, name).model_type and hasattr(expected, "model_type"):
+                attn_implementation = getattr(config, name)._attn_implementation
+                setattr(config, name, CONFIG_MAPPING[model_type](**part))
+                getattr(config, name)._attn_implementation = attn_implementation
 
     @classmethod
     def _keep_image_side_whole(cls, quantization_config: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from instructblip_hf.auto import AutoModelForVision2Seq
 from instructblip_hf.models.instructblip import (
     InstructBlipForConditionalGeneration,
     InstructBlipQFormerConfig,
@@ -93,6 +94,10 @@ def test_any_tower_any_language_model(vision, text, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(again(**inputs).logits, outputs.logits)
     assert torch.equal(again.generate(**prompt, max_new_tokens=4), tokens)
+    # Stock's AutoConfig forces every vision tower into the EVA ViT's configuration.
+    by_auto_class = AutoModelForVision2Seq.from_pretrained(tmp_path / "whole")
+    assert by_auto_class.config.to_dict() == again.config.to_dict()
+    assert torch.equal(by_auto_class.generate(**prompt, max_new_tokens=4), tokens)
 
 
 def test_given_models_keep_their_weights():
