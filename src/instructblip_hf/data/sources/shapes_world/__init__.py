@@ -15,6 +15,7 @@ from .tokenizer import build_tokenizer
 from .wordings import wordings
 from .world import ShapesWorld, make_row
 
+
 __all__ = [
     "HELD_OUT_TASKS",
     "TASKS",

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+
 IMAGE_SIZE = 56
 GRID = 3
 CELL_PIXELS = 18
@@ -265,7 +266,9 @@ class HandwrittenDigits:
             self.indices[digit] = chosen.tolist()
             stack = np.zeros((len(chosen), GLYPH_PIXELS, GLYPH_PIXELS))
             for slot, pixels in enumerate(bundle.images[chosen]):  # pixels: [8, 8], 0 to 16
-                picture = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize((16, 16), Image.Resampling.BILINEAR)
+                picture = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize(
+                    (16, 16), Image.Resampling.BILINEAR
+                )
                 stack[slot, :16, :16] = np.asarray(picture) / 255
             self._glyphs[digit] = stack
 

@@ -16,6 +16,7 @@ from .scenes import COLORS, NOUNS, Scene
 from .tasks import solve
 from .wordings import parse, simplify
 
+
 QUESTION_KINDS = ("color", "shape", "size", "where", "at")
 """Task types that a generated question may belong to."""
 

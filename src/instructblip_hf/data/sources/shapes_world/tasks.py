@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .scenes import CELLS, COLORS, NOUNS, NUMBERS, SHAPES, Scene, SceneObject, name_objects
+from .scenes import CELLS, COLORS, NOUNS, NUMBERS, Scene, SceneObject, name_objects
+
 
 TASKS = (
     "caption",
@@ -354,18 +355,3 @@ def canonical_question(scene: Scene, answer: str) -> str | None:
         if answer == item.place:
             return f"where is the {item.color} {item.noun}?"
     return None
-
-
-__all__ = [
-    "HELD_OUT_TASKS",
-    "LETTERS",
-    "NOTHING",
-    "PLURALS",
-    "RELATIONS",
-    "SHAPES",
-    "TASKS",
-    "ask",
-    "canonical_question",
-    "options",
-    "solve",
-]

@@ -10,6 +10,7 @@ from .scenes import CELLS, COLORS, NOUNS, NUMBERS, SIZES
 from .tasks import LETTERS, NOTHING, PLURALS, RELATIONS
 from .wordings import all_texts, simplify
 
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+
 WORDING_SETS = ("seen", "held_out")
 _PREFIX_SHARE = 0.3
 _BARE_SHARE = 0.1
@@ -84,22 +85,17 @@ def all_texts(which: str) -> list[str]:
 
 @cache
 def _patterns(task: str) -> list[re.Pattern[str]]:
-    texts = wordings(task, "seen") + wordings(task, "held_out")
     patterns = []
-    for text in texts:
-        parts = re.split(r"\{(\w+)\}", simplify(text.replace("{", " {").replace("}", "} "), keep="{}_"))
-        source = "".join(rf"(?P<{part}>.+)" if odd else re.escape(part) for odd, part in _alternate(parts))
-        patterns.append(re.compile(source))
+    for text in wordings(task, "seen") + wordings(task, "held_out"):
+        pieces = re.split(r"\{(\w+)\}", text)  # fixed text and names of slots, in turns
+        parts = [f"(?P<{piece}>.+)" if index % 2 else simplify(piece) for index, piece in enumerate(pieces)]
+        patterns.append(re.compile(" ".join(part for part in parts if part)))
     return patterns
 
 
-def _alternate(parts: list[str]) -> list[tuple[bool, str]]:
-    return [(index % 2 == 1, part) for index, part in enumerate(parts)]
-
-
-def simplify(text: str, keep: str = "") -> str:
-    """Lower case, punctuation except ``keep`` removed, single spaces: the form in which answers are compared."""
-    return " ".join(re.sub(rf"[^\w\s{re.escape(keep)}]", " ", text.lower()).split())
+def simplify(text: str) -> str:
+    """Lower case, no punctuation, single spaces: the form in which answers and questions are compared."""
+    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
 
 
 def parse(task: str, text: str) -> dict[str, str] | None:

@@ -12,6 +12,7 @@ from .scenes import HandwrittenDigits, Scene, render, sample_scene
 from .tasks import HELD_OUT_TASKS, TASKS, ask, canonical_question, solve
 from .wordings import WORDING_SETS, word
 
+
 SPLITS = ("train", "test")
 
 
