@@ -327,6 +327,22 @@ def test_a_part_on_its_own_and_out_of_a_full_checkpoint(part, tmp_path):
             assert torch.equal(loaded.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_language_model_out_of_a_full_checkpoint(kind, tmp_path):
+    model = our_model(kind)
+    model.save_pretrained(tmp_path / "full")
+    auto = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM
+    alone, info = auto.from_pretrained(
+        tmp_path / "full",
+        config=model.config.text_config,
+        key_mapping={r"^language_model\.": ""},
+        output_loading_info=True,
+    )
+    assert not info["missing_keys"]
+    for name, value in model.language_model.state_dict().items():
+        assert torch.equal(alone.state_dict()[name], value), name
+
+
 # --- the library around it ---------------------------------------------------------------------------------------
 
 
