@@ -144,8 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         repo_id = f"{request.get('organization') or USER}/{request['name']}"
         exists = repo_id in self.hub.repos
+        private = bool(request.get("private")) or request.get("visibility") == "private"
         if not exists:
-            self.hub.repos[repo_id] = {"private": bool(request.get("private")), "branches": {}, "trees": {}}
+            self.hub.repos[repo_id] = {"private": private, "branches": {}, "trees": {}}
             self.hub.commit(repo_id, "main", {".gitattributes": b"*.safetensors filter=lfs\n"})
         answer = {"url": f"{self.hub.url}/{repo_id}", "id": repo_id, "name": repo_id}
         self._json(
@@ -189,10 +190,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"id": repo_id, "sha": sha, "private": repo["private"], "siblings": siblings, "tags": []})
         elif action == "tree":
             sha = repo["branches"].get(revision, revision)
+            folder = "".join(part + "/" for part in parts[2:])
+            found = {path: content for path, content in repo["trees"].get(sha, {}).items() if path.startswith(folder)}
+            if not found:
+                self._error(404, "EntryNotFound", f"no folder {folder}")
+                return
             self._json(
                 [
                     {"type": "file", "path": path, "size": len(content), "oid": _git_hash(content)}
-                    for path, content in sorted(repo["trees"].get(sha, {}).items())
+                    for path, content in sorted(found.items())
                 ]
             )
         elif action == "refs":

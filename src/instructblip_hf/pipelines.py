@@ -235,6 +235,7 @@ def _own_processor(processor: Any, num_query_tokens: int) -> InstructBlipProcess
         qformer_tokenizer=processor.qformer_tokenizer,
         num_query_tokens=processor.num_query_tokens or num_query_tokens,
         chat_template=processor.chat_template,
+        max_qformer_length=getattr(processor, "max_qformer_length", None),
     )
 
 
