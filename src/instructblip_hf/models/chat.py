@@ -52,11 +52,14 @@ trained with. An answer follows after a space and ends with the end token, where
 _SOURCE_KEYS = ("image", "url", "path", "base64", "bytes")
 
 
-def normalize_conversation(messages: Any, num_frames: int, name: str) -> tuple[list[dict[str, Any]], list[Any]]:
+def normalize_conversation(
+    messages: Any, image_token: str, num_frames: int, name: str
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """Bring messages into the form with content parts, and take their images out.
 
     Args:
         messages (`Sequence[Mapping]`): A conversation.
+        image_token (`str`): Marker of an image in text; each becomes an image part.
         num_frames (`int`): Most frames of a video part; each becomes an image part.
         name (`str`): What errors call the conversation.
 
@@ -69,7 +72,8 @@ def normalize_conversation(messages: Any, num_frames: int, name: str) -> tuple[l
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"{name} must be a list of messages, got {messages!r:.80}")
-    normalized, sources = [], []
+    normalized: list[dict[str, Any]] = []
+    sources: list[Any] = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
             raise ValueError(
@@ -80,16 +84,28 @@ def normalize_conversation(messages: Any, num_frames: int, name: str) -> tuple[l
         for part in [content] if isinstance(content, (str, Mapping)) else content or []:
             part_kind, payload = _read_part(part, f"{name}, message {index}")
             if part_kind == "text":
-                parts.append({"type": "text", "text": payload})
+                found = _split_at_markers(payload, image_token)
+                parts.extend(found)
+                sources.extend(None for part in found if part["type"] == "image")
                 continue
-            if part_kind == "video":
-                payload = sample_frames(payload, num_frames)
-            else:
-                payload = [payload]
-            parts.extend({"type": "image"} for _ in payload)
-            sources.extend(payload)
+            images = sample_frames(payload, num_frames) if part_kind == "video" else [payload]
+            parts.extend({"type": "image"} for _ in images)
+            sources.extend(images)
         normalized.append({**message, "content": parts})
     return normalized, sources
+
+
+def _split_at_markers(text: str, image_token: str) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    for index, piece in enumerate(text.split(image_token)):
+        if index:
+            # Blanks between the markers that open a text say nothing.
+            if parts and all(not part.get("text", "").strip() for part in parts):
+                parts = [part for part in parts if part["type"] == "image"]
+            parts.append({"type": "image"})
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
 
 
 def _read_part(part: Any, name: str) -> tuple[str, Any]:
@@ -115,19 +131,16 @@ def _read_part(part: Any, name: str) -> tuple[str, Any]:
     )
 
 
-def fill_images(
-    messages: list[dict[str, Any]], sources: list[Any], images: Sequence[Any], image_token: str, name: str
-) -> list[Any]:
+def fill_images(messages: list[dict[str, Any]], sources: list[Any], images: Sequence[Any], name: str) -> list[Any]:
     """Put images that were given beside a conversation into it.
 
-    They fill the image parts that have no source, in order. In a conversation without image parts and markers they
-    go before the text of the first user turn.
+    They fill the image parts that have no source, in order. In a conversation without image parts they go before
+    the text of the first user turn.
 
     Args:
         messages (`list[dict]`): As `normalize_conversation` returns them; changed in place.
         sources (`list`): As `normalize_conversation` returns them.
         images (`Sequence`): Given beside the conversation.
-        image_token (`str`): Marker of an image in text.
         name (`str`): What errors call the conversation.
 
     Returns:
@@ -137,29 +150,24 @@ def fill_images(
         ValueError: If the numbers differ.
     """
     open_parts = sum(source is None for source in sources)
-    if open_parts != len(images):
-        written = sum(
-            part["text"].count(image_token) for message in messages for part in message["content"] if "text" in part
+    if open_parts == len(images):
+        remaining = iter(images)
+        return [next(remaining) if source is None else source for source in sources]
+    user = next((message for message in messages if message["role"] == "user"), None)
+    if sources or user is None:
+        raise ValueError(
+            f"{name} has {open_parts} image parts that hold no image, and {len(images)} images beside it to fill them: "
+            "they must be as many"
         )
-        user = next((message for message in messages if message["role"] == "user"), None)
-        if sources or user is None or (written and written != len(images)):
-            raise ValueError(
-                f"{name} has {open_parts} image parts that hold no image, {written} {image_token} markers in its text, "
-                f"and {len(images)} images beside it: they must be as many"
-            )
-        if not written:
-            user["content"] = [{"type": "image"} for _ in images] + user["content"]
-        return list(images)
-    remaining = iter(images)
-    return [next(remaining) if source is None else source for source in sources]
+    user["content"] = [{"type": "image"} for _ in images] + user["content"]
+    return list(images)
 
 
-def instruction_of(messages: Sequence[Mapping[str, Any]], image_token: str, all_turns: bool) -> str:
+def instruction_of(messages: Sequence[Mapping[str, Any]], all_turns: bool) -> str:
     """What the Q-Former reads: text of the user's turns, never of an answer.
 
     Args:
         messages (`Sequence[Mapping]`): As `normalize_conversation` returns them.
-        image_token (`str`): Marker of an image in text, left out.
         all_turns (`bool`): All user turns joined by spaces; otherwise the last one that has text.
 
     Returns:
@@ -168,9 +176,9 @@ def instruction_of(messages: Sequence[Mapping[str, Any]], image_token: str, all_
     turns = []
     for message in messages:
         if message["role"] == "user":
-            text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
-            turns.append(text.replace(image_token, " ").strip())
-    turns = [turn for turn in turns if turn]
+            # An image between two words separates them.
+            text = "".join(part.get("text", " ") for part in message["content"]).strip()
+            turns.extend([text] if text else [])
     if not turns:
         return ""
     return " ".join(turns) if all_turns else turns[-1]

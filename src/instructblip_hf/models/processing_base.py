@@ -233,13 +233,16 @@ class VisionLanguageProcessor(ProcessorMixin):
         num_frames = call_options.get("num_frames") or 4
 
         names = [f"conversation {index}" for index in range(len(conversations))]
-        parsed = [normalize_conversation(item, num_frames, name) for item, name in zip(conversations, names)]
+        parsed = [
+            normalize_conversation(item, self.image_token, num_frames, name)
+            for item, name in zip(conversations, names)
+        ]
         images: list[list[Any]] = []
         if tokenize:
             beside = call_options.pop("images", None)
             beside = _images_of_samples(beside, None, num_frames, len(parsed))
             images = [
-                fill_images(messages, sources, extra, self.image_token, name)
+                fill_images(messages, sources, extra, name)
                 for (messages, sources), extra, name in zip(parsed, beside, names)
             ]
         texts, spans = self.render(
@@ -260,7 +263,6 @@ class VisionLanguageProcessor(ProcessorMixin):
             [
                 instruction_of(
                     messages,
-                    self.image_token,
                     all_turns=messages[-1]["role"] == "assistant" and not continue_final_message,
                 )
                 for messages, _ in parsed

@@ -148,7 +148,7 @@ def _read_messages(
     name: str,
     is_encoder_decoder: bool,
 ) -> _Row:
-    normalized, sources = normalize_conversation(messages, num_frames=4, name=name)
+    normalized, sources = normalize_conversation(messages, processor.image_token, num_frames=4, name=name)
     roles = [message["role"] for message in normalized]
     if "assistant" not in roles:
         raise ValueError(f'{name} has no "assistant" turn to learn; its roles are {roles}')
@@ -169,7 +169,7 @@ def _read_messages(
     if is_encoder_decoder and completion_length is not None and trained > 1:
         raise ValueError(f'{name}: "completion" has {trained} assistant turns; a sequence-to-sequence row has one')
 
-    images = fill_images(normalized, sources, images, processor.image_token, name)
+    images = fill_images(normalized, sources, images, name)
     # A sequence-to-sequence encoder has one end token, at its end; a causal row one after each answer.
     end_token = "" if is_encoder_decoder else processor.tokenizer.eos_token
     texts, spans = processor.render([normalized], return_spans=True, eos_token=end_token)
@@ -183,7 +183,7 @@ def _read_messages(
         segments += [texts[0][position:start], texts[0][start:stop]]
         position = stop
     # What the Q-Former reads when the model is asked, and all questions where all answers are learnt.
-    instruction = instruction_of(normalized, processor.image_token, all_turns=trained > 1 and not is_encoder_decoder)
+    instruction = instruction_of(normalized, all_turns=trained > 1 and not is_encoder_decoder)
     return _Row(name, images, instruction, segments, trained)
 
 
