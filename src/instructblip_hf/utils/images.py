@@ -13,10 +13,11 @@ import io
 import os
 import struct
 import time
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
-from urllib.request import url2pathname
+from urllib.request import Request, url2pathname, urlopen
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -48,6 +49,7 @@ _DECODING_ERRORS = (
     Image.DecompressionBombWarning,
 )
 _SHOWN_CHARACTERS = 100
+_CHUNK_BYTES = 2**16
 
 
 def load_image(source: Any, timeout: float | None = 20.0) -> Image.Image:
@@ -185,26 +187,23 @@ def _bounded(data: bytes, name: str) -> bytes:
 
 
 def _download(url: str, name: str, timeout: float | None) -> bytes:
-    from huggingface_hub.utils import httpx  # its HTTP client, httpx or httpx2 by version
-
     deadline = None if timeout is None else time.monotonic() + timeout
     data = bytearray()
     try:
-        with httpx.stream(
-            "GET", url, timeout=timeout, follow_redirects=True, headers={"User-Agent": "instructblip-hf"}
-        ) as response:
-            response.raise_for_status()
-            for chunk in response.iter_bytes():
+        request = Request(url, headers={"User-Agent": "instructblip-hf"})
+        # The scheme was checked by the caller, and redirects lead to the web only.
+        with urlopen(request, timeout=timeout) as response:
+            while chunk := response.read1(_CHUNK_BYTES):
                 data += chunk
                 if len(data) > MAX_IMAGE_BYTES:
-                    raise ValueError(f"{name} is too large: a download may have at most {MAX_IMAGE_BYTES} bytes")
-                # The timeout of httpx starts anew with every read, so a slow drip would never meet it.
+                    raise ValueError(f"a download may have at most {MAX_IMAGE_BYTES} bytes")
+                # The timeout of a socket starts anew with every read, so a slow drip would never meet it.
                 if deadline is not None and time.monotonic() > deadline:
-                    raise ValueError(f"cannot download {name}: it takes longer than timeout={timeout} seconds")
-    except httpx.TimeoutException as error:
-        raise ValueError(f"cannot download {name}: no answer within timeout={timeout} seconds") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"cannot download {name}: {error}") from error
+                    raise TimeoutError
+    except (OSError, HTTPException, ValueError) as error:
+        is_timeout = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
+        reason = f"not done within timeout={timeout} seconds" if is_timeout else error
+        raise ValueError(f"cannot download {name}: {reason}") from error
     return bytes(data)
 
 
