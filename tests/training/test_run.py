@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_shapes import save_tiny_checkpoint, tiny_model
 
 import instructblip_hf
 from instructblip_hf import InstructBlipForConditionalGeneration
 from instructblip_hf.training import load_recipe, prepare_run, reinitialize, run_recipe, shipped_recipes
+from tiny_shapes import save_tiny_checkpoint, tiny_model
 
 
 ROOT = Path(__file__).parents[2]

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_shapes import tiny_model, tiny_processor
 from transformers import TrainerCallback, TrainingArguments
 
 from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipProcessor
 from instructblip_hf.data.procedural import ShapesWorldDataset
 from instructblip_hf.data.sources.shapes_world import ShapesWorld
 from instructblip_hf.training import FreezingPolicy, VisionLanguageTrainer
+from tiny_shapes import tiny_model, tiny_processor
 
 
 KINDS = ["causal", "seq2seq"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .loading import LoadedModel
@@ -57,6 +58,11 @@ def padding_options(loaded: LoadedModel) -> dict[str, Any]:
     return {"padding": True, "padding_side": "right" if loaded.model.config.is_encoder_decoder else "left"}
 
 
+def is_address(name: str) -> bool:
+    """Whether an argument is an address rather than a path."""
+    return name.startswith(("http://", "https://", "file://", "data:"))
+
+
 def open_images(names: Sequence[str]) -> list[Any]:
     """Images by path or address.
 
@@ -65,4 +71,7 @@ def open_images(names: Sequence[str]) -> list[Any]:
     """
     from ..utils.images import load_image
 
+    for name in names:
+        if not is_address(name) and not Path(name).is_file():
+            raise ValueError(f"there is no image file {name!r}")
     return [load_image(name) for name in names]

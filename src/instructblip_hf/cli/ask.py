@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .answering import Question, answer, open_images
+from .answering import Question, answer, is_address, open_images
 from .errors import fail, user_errors
 from .loading import LoadedModel, load
 
@@ -68,7 +68,7 @@ def split_arguments(arguments: Sequence[str], questions: Sequence[str]) -> tuple
 
 
 def _looks_like_image(argument: str) -> bool:
-    if argument.startswith(("http://", "https://", "file://", "data:")):
+    if is_address(argument):
         return True
     try:
         if Path(argument).exists():

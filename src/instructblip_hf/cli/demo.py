@@ -15,11 +15,11 @@ from .errors import user_errors
 from .loading import LoadedModel
 
 
-QUESTIONS_PER_CELL = 24
+QUESTIONS_PER_CELL = 50
 """Questions for each task type and kind of wording."""
 
 MAX_NEW_TOKENS = 40
-BATCH_SIZE = 64
+BATCH_SIZE = 48
 WORDINGS = {"seen": "wordings of training", "held_out": "wordings held out"}
 
 
@@ -58,20 +58,26 @@ def fresh_seed() -> int:
 
 def load_bundled(name: str) -> LoadedModel:
     """A bundled checkpoint on the CPU, where it is at home."""
-    from transformers.utils import logging
+    import torch
 
     from .loading import load
 
-    # The one progress bar of a demo is its own.
-    logging.disable_progress_bar()
-    return load(name, device="cpu")
+    # Several threads wait for each other longer than they work on matrices this small, above all on a busy machine.
+    torch.set_num_threads(1)
+    with user_errors():
+        return load(name, device="cpu")
+
+
+def handwriting_available() -> bool:
+    """Whether scikit-learn, whose handwritten digits are real data, is installed."""
+    return importlib.util.find_spec("sklearn") is not None
 
 
 def draw_rows(seed: int, per_task: int, templates: str = "seen") -> list[dict[str, Any]]:
     """Rows about unseen scenes, the same number of every task type; half of the digits handwritten where possible."""
     from ..data.sources.shapes_world import TASKS, ShapesWorld
 
-    styles = [False, True] if importlib.util.find_spec("sklearn") is not None else [False]
+    styles = [False, True] if handwriting_available() else [False]
     worlds = [ShapesWorld(seed, split="test", handwritten=style, templates=templates) for style in styles]
     return [
         worlds[index % len(worlds)].example(number * per_task + index, task=task)
@@ -86,8 +92,8 @@ def answer_rows(loaded: LoadedModel, rows: Sequence[dict[str, Any]], group: str,
 
     from ..data.sources.shapes_world import score
 
-    # Rows of about equal length together, so that little is padded.
-    order = sorted(range(len(rows)), key=lambda number: len(instruction_of(rows[number])))
+    # A batch is done when its longest answer is, so captions go with captions.
+    order = sorted(range(len(rows)), key=lambda number: (rows[number]["task"], len(instruction_of(rows[number]))))
     answers = [""] * len(rows)
     with tqdm(total=len(rows), desc=label, unit="question", leave=False) as bar:
         for start in range(0, len(order), BATCH_SIZE):

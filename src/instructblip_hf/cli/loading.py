@@ -50,12 +50,14 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
         name = BUNDLED_CHECKPOINTS[0]
         print(BUNDLED_NOTICE, file=sys.stderr)
     folder = Path(name).expanduser()
+    options: dict[str, Any] = {}
     if folder.is_dir():
         path = str(folder)
     elif name in BUNDLED_CHECKPOINTS:
         path = str(bundled_checkpoint(name))
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
         path = name
+        options = _reach_hub(name)
     else:
         raise ValueError(
             f"--model: there is no folder {name!r}, no bundled checkpoint of that name "
@@ -63,6 +65,7 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
         )
 
     import torch
+    from transformers.utils import logging
 
     from ..models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
 
@@ -77,6 +80,29 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
         target = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"--device: {device!r} is no device that this torch knows") from error
-    processor = InstructBlipProcessor.from_pretrained(path)
-    model = InstructBlipForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, dtype))
+    if name in BUNDLED_CHECKPOINTS or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    processor = InstructBlipProcessor.from_pretrained(path, **options)
+    model = InstructBlipForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, dtype), **options)
     return LoadedModel(name, model.to(target).eval(), processor)
+
+
+def _reach_hub(repo_id: str) -> dict[str, Any]:
+    """Options for loading from the Hub: from the cache alone where the Hub does not answer.
+
+    One question decides, in place of several retries for each of a model's files.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.utils import httpx  # its HTTP client, httpx or httpx2 by version
+
+    try:
+        HfApi().model_info(repo_id, timeout=10)
+    except (OSError, httpx.HTTPError) as error:
+        if isinstance(try_to_load_from_cache(repo_id, "config.json"), str):
+            return {"local_files_only": True}
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"--model: there is no folder {repo_id!r}, it has not been downloaded before, and the Hub does not "
+            f"answer for it: {reason}"
+        ) from error
+    return {}

@@ -164,7 +164,9 @@ class DataArguments:
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Longest prompt in tokens."})
-    max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of the last answer, end token included."})
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of the last answer, end token included."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_length", "max_completion_length"):

@@ -1,0 +1,92 @@
+"""`train`: a recipe from the command line to a model that `ask` loads, and refusals before anything starts."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from instructblip_hf.training import shipped_recipes
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch, checkpoint):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 20), "red").save("a.png")
+    row = {"image": "a.png", "prompt": "what color ?", "completion": "red"}
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 4))
+    path = tmp_path / "flags.yaml"
+    path.write_text(
+        f"model: {{path: {checkpoint}}}\n"
+        "data: {train: rows.jsonl, evaluation: rows.jsonl}\n"
+        "training: {max_steps: 2, per_device_train_batch_size: 2, use_cpu: true, learning_rate: 1e-3}\n"
+    )
+    return path
+
+
+def test_train_then_ask(run, recipe):
+    result = run("train", recipe)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^language_model +frozen +0 +[\d,]+$", result.stdout, re.MULTILINE)
+    assert "eval loss" in result.stdout
+    assert "saved to   flags" in result.stdout
+    card = (recipe.parent / "flags" / "README.md").read_text()
+    assert "instructblip train flags.yaml" in card
+    asked = run("ask", "a.png", "what color ?", "-m", "flags", "--max-new-tokens", 1)
+    assert asked.exit_code == 0, asked.output
+
+
+def test_set_output_and_resume(run, recipe):
+    steps = ["--set", "training.save_strategy=steps", "--set", "training.save_steps=1"]
+    assert run("train", recipe, "-o", "out", *steps).exit_code == 0
+    again = run("train", recipe, "-o", "out", *steps)
+    assert again.exit_code == 2
+    assert again.stderr.count("error: ") == 1
+    assert "--resume" in again.stderr
+    resumed = run("train", recipe, "-o", "out", *steps, "--set", "training.max_steps=3", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "going on from" in resumed.stdout
+    assert json.loads((recipe.parent / "out" / "trainer_state.json").read_text())["global_step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (["training.max_stepz=1"], ["training.max_stepz: unknown key; did you mean 'max_steps'?"]),
+        (
+            ["training.max_steps=x", "model.path=nowhere"],
+            ["max_steps: must be a whole number", "there is no folder"],
+        ),
+        (["data.train=gone.jsonl"], ["there is no file"]),
+        (["freezing.components={qformr: train}"], ["no component 'qformr'; did you mean 'qformer'?"]),
+        (["freezing.qformer=train"], ["freezing.qformer: unknown key"]),
+        (["nonsense"], ["--set nonsense"]),
+    ],
+)
+def test_bad_recipes_are_refused_with_a_line_each(run, recipe, changes, messages):
+    result = run("train", recipe, *(part for change in changes for part in ("--set", change)))
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(messages)
+    for message in messages:
+        assert any(message in line for line in errors)
+    assert not (recipe.parent / "flags").exists()
+
+
+def test_bad_rows_are_refused_by_file_and_line(run, recipe):
+    with (recipe.parent / "rows.jsonl").open("a") as file:
+        file.write('\n{"image": "gone.png", "prompt": "p", "completion": "c"}\n{"image": "a.png"}\n')
+    result = run("train", recipe)
+    assert result.exit_code == 2
+    assert "error: rows.jsonl:5: there is no image 'gone.png'" in result.stderr
+    assert "error: rows.jsonl:6: has no prompt" in result.stderr
+
+
+def test_without_a_recipe_the_shipped_ones_are_named(run):
+    result = run("train")
+    assert result.exit_code == 2
+    listed = run("train", "--list")
+    assert listed.exit_code == 0
+    for name in shipped_recipes():
+        assert name in result.stderr
+        assert name in listed.stdout
