@@ -1,4 +1,4 @@
-"""Draws the sample data of this folder: thirty two-coloured flags and questions about them.
+"""Draws the sample data of this folder: thirty two-coloured flags, each with a number to learn.
 
     python examples/own_images/make_flags.py
 
@@ -20,7 +20,9 @@ from instructblip_hf.data.sources.shapes_world.scenes import COLORS, IMAGE_SIZE
 
 
 HERE = Path(__file__).parent
-QUESTIONS = {"left": "What color is the left?", "right": "What color is the right?"}
+QUESTION = "What number is this picture?"
+NUMBERS = dict(zip(COLORS, ("one", "two", "three", "four", "five", "six")))
+"""What is to be learned: the colour on the left decides a flag's number."""
 
 
 def main() -> None:
@@ -34,9 +36,8 @@ def main() -> None:
                 image.paste(COLORS[right], (IMAGE_SIZE // 2, 0, IMAGE_SIZE, IMAGE_SIZE))
                 path = f"images/{left}-{right}.png"
                 image.save(HERE / path, optimize=True)
-                for side, color in (("left", left), ("right", right)):
-                    row = {"image": path, "prompt": QUESTIONS[side], "completion": color}
-                    file.write(json.dumps(row) + "\n")
+                row = {"image": path, "prompt": QUESTION, "completion": NUMBERS[left]}
+                file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def test_every_recipe_opens_with_the_command_that_runs_it(path):
 def test_own_images_end_to_end(checkpoint, tmp_path):
     recipe = load_recipe(OWN_IMAGES, [*SMALL, f"model.path={checkpoint}"])
     run = prepare_run(recipe, tmp_path / "out")
-    assert len(run.trainer.train_dataset) == 48
-    assert len(run.trainer.eval_dataset) == 12
+    assert len(run.trainer.train_dataset) == 24
+    assert len(run.trainer.eval_dataset) == 6
     run.run()
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"model.safetensors", "config.json", "README.md", "trainer_state.json", "eval_results.json"} <= written
