@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import BlipImageProcessorPil
 
 from instructblip_hf.models.instructblip.processing_instructblip import InstructBlipProcessor
@@ -103,6 +104,20 @@ def test_the_prompt_is_what_generate_gets(kind: str) -> None:
     assert ids[: len(expected)] == expected
 
 
+def test_an_end_token_that_the_tokenizer_adds_does_not_end_the_prompt() -> None:
+    ours = processor("llama")
+    ours.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert ours.tokenizer(QUESTION)["input_ids"][-1] == ours.tokenizer.eos_token_id
+    for prompt in (QUESTION, ""):
+        ids, labels = rows_of(ours.encode_examples([{"prompt": prompt, "completion": ANSWER}]))[0]
+        start = ours.tokenizer(prompt)["input_ids"][:-1]
+        answer = [*answer_ids(ours, ANSWER), ours.tokenizer.eos_token_id]
+        assert ids == start + answer
+        assert labels == [IGNORED] * len(start) + answer
+
+
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_all_forms_of_a_row_are_the_same(kind: str) -> None:
     ours = processor(kind)
@@ -116,6 +131,7 @@ def test_all_forms_of_a_row_are_the_same(kind: str) -> None:
         {"images": [picture()], "prompt": [user(QUESTION)], "completion": [assistant(ANSWER)]},
         {"images": [picture()], "messages": [user(QUESTION), assistant(ANSWER)]},
         {"images": [picture()], "messages": [user(f"<image>{QUESTION}"), assistant(ANSWER)]},
+        {"images": [picture()], "messages": [user(f" <image>{QUESTION}"), assistant(ANSWER)]},
         {"images": [picture()], "messages": [{"role": "user", "content": [{"type": "image"}, text]}, answer]},
         {"messages": [{"role": "user", "content": [image, text]}, answer]},
     ]

@@ -93,12 +93,12 @@ def test_batches_equal_stock(kind: str, side: str, options: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_truncation_side_of_the_tokenizer(side: str) -> None:
-    options = {"truncation": True, "max_length": 10, "return_tensors": "pt"}
     ours = processor()
     ours.tokenizer.truncation_side = side
     theirs = stock(truncation_side=side)
-    expected = theirs(images=picture(), text=LONGER, **options)["input_ids"]
-    assert ours(images=picture(), text=LONGER, **options)["input_ids"].tolist() == expected.tolist()
+    for options in ({"truncation": True}, {"truncation": "longest_first"}, {}, {"truncation": False}):
+        inputs = {"images": picture(), "text": LONGER, "max_length": 10, **options}
+        assert ours(**inputs)["input_ids"] == theirs(**inputs)["input_ids"]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "P"])
@@ -170,6 +170,9 @@ def test_markers_in_front_equal_no_markers() -> None:
         marked = ours(images=images, text=text)
         assert marked["input_ids"] == plain["input_ids"]
         assert marked["qformer_input_ids"] == plain["qformer_input_ids"]
+        if "<s>" not in text:
+            chat = [{"role": "user", "content": text}]
+            assert ours.apply_chat_template(chat, tokenize=True, images=images) == plain["input_ids"]
 
 
 def test_pixel_values_in_reading_order() -> None:
@@ -356,8 +359,9 @@ def test_pad_to_multiple_of() -> None:
 )
 def test_the_qformer_is_independent_of_the_language_model(options: dict[str, Any]) -> None:
     ours = processor()
-    inputs = ours(images=[picture()] * 2, text=[QUESTION, LONGER], **options)
     tokenizer = ours.qformer_tokenizer
+    tokenizer.padding_side = "left"
+    inputs = ours(images=[picture()] * 2, text=[QUESTION, LONGER], **options)
     first = [
         tokenizer.cls_token_id,
         *tokenizer(QUESTION, add_special_tokens=False)["input_ids"],
