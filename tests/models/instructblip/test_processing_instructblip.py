@@ -698,3 +698,15 @@ def test_decoding_equals_the_tokenizer(kind: str) -> None:
     assert ours.batch_decode([]) == []
     assert ours.post_process_image_text_to_text(ids) == ours.batch_decode(ids, skip_special_tokens=True)
     assert ours.batch_decode([[-100, *ids[0], -100]]) == ours.batch_decode(ids[:1])
+
+
+# --- the documentation --------------------------------------------------------------------------------------------
+
+
+def test_the_documentation_runs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "processor.md").read_text(encoding="utf-8")
+    code = "\n".join(block.split("```")[0] for block in page.split("```python\n")[1:])
+    scope: dict[str, Any] = {}
+    exec(compile(code, "docs/processor.md", "exec"), scope)
+    assert scope["batch"]["labels"].shape == scope["batch"]["input_ids"].shape
+    assert scope["ids"].shape[0] == 1
