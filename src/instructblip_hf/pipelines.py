@@ -11,7 +11,7 @@ import copy
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 from transformers.pipelines.base import Pipeline
 
 from .models.instructblip.processing_instructblip import InstructBlipProcessor
@@ -63,7 +63,7 @@ class ImageToTextPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         model_type = self.model.config.model_type
         if model_type == "instructblip":
-            self.processor = _own_processor(self.processor, self.model.config.num_query_tokens)
+            self.processor = _own_processor(self.processor, self.model)
         if self.processor is not None:
             self.tokenizer = getattr(self.processor, "tokenizer", self.tokenizer)
             self.image_processor = getattr(self.processor, "image_processor", self.image_processor)
@@ -220,20 +220,27 @@ class ImageToTextPipeline(Pipeline):
             self.processor.save_pretrained(save_directory, **kwargs)
 
 
-def _own_processor(processor: Any, num_query_tokens: int) -> InstructBlipProcessor:
+def _own_processor(processor: Any, model: Any) -> InstructBlipProcessor:
     """Our processor over the components of stock's, which `AutoProcessor` finds in every InstructBLIP folder."""
     if processor is None:
         raise ValueError(
             "InstructBLIP needs processor=: none was given or could be loaded; "
             "InstructBlipProcessor.from_pretrained(folder) says why"
         )
-    if isinstance(processor, InstructBlipProcessor):
+    qformer_tokenizer = processor.qformer_tokenizer
+    if qformer_tokenizer.cls_token is None and model.name_or_path:
+        # Where transformers finds no Q-Former tokenizer it takes the language model's, with no more than a warning;
+        # early 5.x does so for a model that has been downloaded before.
+        qformer_tokenizer = AutoTokenizer.from_pretrained(
+            model.name_or_path, subfolder="qformer_tokenizer", revision=getattr(model.config, "_commit_hash", None)
+        )
+    if isinstance(processor, InstructBlipProcessor) and qformer_tokenizer is processor.qformer_tokenizer:
         return processor
     return InstructBlipProcessor(
         image_processor=processor.image_processor,
         tokenizer=processor.tokenizer,
-        qformer_tokenizer=processor.qformer_tokenizer,
-        num_query_tokens=processor.num_query_tokens or num_query_tokens,
+        qformer_tokenizer=qformer_tokenizer,
+        num_query_tokens=processor.num_query_tokens or model.config.num_query_tokens,
         chat_template=processor.chat_template,
         max_qformer_length=getattr(processor, "max_qformer_length", None),
     )
