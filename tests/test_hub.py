@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
+from PIL import Image
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import instructblip_hf
@@ -383,8 +385,6 @@ def test_model_card_of_a_bare_model():
 def test_snippet_of_the_card_runs(tmp_path, monkeypatch):
     model, processor = our_model(), our_processor()
     save_for_hub(tmp_path, model, processor, card=model_card(model, location=str(tmp_path)))
-    from PIL import Image
-
     Image.new("RGB", (40, 30), "red").save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
     snippet = ModelCard.load(tmp_path / "README.md").text.split("```python\n")[1].split("```")[0]
@@ -397,3 +397,20 @@ def test_logits_survive_save_for_hub(tmp_path):
     again = InstructBlipForConditionalGeneration.from_pretrained(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(again(**batch()).logits, model(**batch()).logits, rtol=0, atol=1e-6)
+
+
+def test_snippets_of_the_documentation_run(tmp_path, monkeypatch):
+    page = Path(__file__).parents[1] / "docs" / "transformers_integration.md"
+    save_for_hub(tmp_path / "model", our_model(), our_processor())
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    snippets = page.read_text().split("```python\n")[1:]
+    assert len(snippets) == 6
+    scope = {}
+    for snippet in snippets:
+        exec(snippet.split("```")[0], scope)
+    assert type(scope["vision"]) is instructblip_hf.InstructBlipVisionModel
+    assert type(scope["qformer"]) is instructblip_hf.InstructBlipQFormerModel
+    assert type(scope["pipe"]).__module__.startswith("transformers_modules.")
