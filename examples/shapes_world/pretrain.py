@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import (
+    ATTENTION,
     QuestionSampler,
     RowEncoder,
     answer_loss,
@@ -34,13 +35,14 @@ from common import (
 from pretrain_vision import PIXEL_MEAN, PIXEL_STD
 from torch import nn
 
-from instructblip_hf.models.instructblip import InstructBlipVisionModel
+from instructblip_hf.models.instructblip import InstructBlipForConditionalGeneration, InstructBlipVisionModel
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vision", required=True, help="folder that pretrain_vision.py wrote")
     parser.add_argument("--output", required=True, help="folder for the model")
+    parser.add_argument("--continue-from", help="folder of an earlier run to go on from, with a fresh schedule")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -55,7 +57,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     output = Path(args.output)
     vision = InstructBlipVisionModel.from_pretrained(args.vision)
-    model = build_model(vision, args.seed).train()
+    if args.continue_from:
+        model = InstructBlipForConditionalGeneration.from_pretrained(
+            args.continue_from, attn_implementation=ATTENTION
+        ).train()
+    else:
+        model = build_model(vision, args.seed).train()
     model.vision_model.requires_grad_(False)
     bank = cached_bank(vision, args.scenes, args.seed, PIXEL_MEAN, PIXEL_STD, output.parent / "bank.pt")
     held_back = cached_bank(vision, 1000, args.seed + 1000, PIXEL_MEAN, PIXEL_STD, output.parent / "bank_check.pt")

@@ -73,7 +73,7 @@ def truth(example: dict) -> str:
         }
         return "yes" if holds[slots["relation"]] else "no"
     assert task == "caption"
-    return ", ".join(f"{grid[key].color} {grid[key].noun}" for key in sorted(grid))
+    return ", ".join(f"{o.color} {o.noun}" for color in COLORS for o in objects if o.color == color)
 
 
 @pytest.mark.parametrize("task", [task for task in ALL_TASKS if task not in ("question", "dialogue")])
