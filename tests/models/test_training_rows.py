@@ -373,6 +373,8 @@ GOOD = {"prompt": QUESTION, "completion": ANSWER}
         ({"prompt": "a"}, ['"completion"', "['prompt']"]),
         ({"prompt": "a", "completion": ""}, ['"completion" is empty']),
         ({"prompt": "a", "completion": "  \n"}, ['"completion" is empty']),
+        ({"prompt": [user("a"), assistant("b")], "completion": []}, ['"completion" is empty']),
+        ({**GOOD, "qformer_text": ["a"]}, ['"qformer_text" must be text', "list"]),
         ({"prompt": "a", "completion": [assistant("b")]}, ["both be text or both be lists", "str and list"]),
         ({**GOOD, "images": "x.png"}, ['"images" must be a list', "str"]),
         ({**GOOD, "image": picture(), "prompt": "<image><image>"}, ["2 <image> markers for 1 images"]),
@@ -397,7 +399,7 @@ GOOD = {"prompt": QUESTION, "completion": ANSWER}
             {"image": picture(), "messages": [user("a"), assistant("<image>")]},
             ["message 1", "text only"],
         ),
-        ({**GOOD, "image": b"broken"}, ["image 0 of sample 1", "6 bytes"]),
+        ({**GOOD, "image": b"broken"}, ["image 0 of row 1", "6 bytes"]),
     ],
 )
 @pytest.mark.parametrize("is_encoder_decoder", [False, True])

@@ -164,7 +164,11 @@ class VisionLanguageProcessor(ProcessorMixin):
         return data
 
     def _image_inputs(
-        self, image_lists: Sequence[Sequence[Any]], options: dict[str, Any], timeout: float | None
+        self,
+        image_lists: Sequence[Sequence[Any]],
+        options: dict[str, Any],
+        timeout: float | None,
+        sample_name: str = "sample",
     ) -> dict[str, Any]:
         loaded = []
         for sample, sources in enumerate(image_lists):
@@ -172,7 +176,7 @@ class VisionLanguageProcessor(ProcessorMixin):
                 try:
                     loaded.append(load_image(source, timeout=timeout))
                 except ValueError as error:
-                    raise ValueError(f"image {index} of sample {sample}: {error}") from error
+                    raise ValueError(f"image {index} of {sample_name} {sample}: {error}") from error
         if any("float" in str(getattr(source, "dtype", "")) for sources in image_lists for source in sources):
             # Floats 0-1 have become 8-bit images, which need the scaling that a caller with floats turns off.
             options = {key: value for key, value in options.items() if key != "do_rescale"}
@@ -230,7 +234,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         call_options = dict(processor_kwargs or {})
         for key in self._call_option_names() & set(kwargs):
             call_options.setdefault(key, kwargs.pop(key))
-        num_frames = call_options.get("num_frames") or 4
+        num_frames = call_options.get("num_frames", 4)
 
         names = [f"conversation {index}" for index in range(len(conversations))]
         parsed = [
@@ -379,7 +383,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         data = rows.data
         if any(counts):
             data.update(self._instruction_inputs(rows.instructions, counts))
-            data.update(self._image_inputs(rows.images, {"return_tensors": return_tensors}, timeout))
+            data.update(self._image_inputs(rows.images, {"return_tensors": return_tensors}, timeout, "row"))
         return BatchFeature(data, tensor_type=return_tensors)
 
     # --- decoding -------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from .prompt_tokens import TokenRow, encode_texts, pad_rows, truncate_row
 logger = logging.getLogger(__name__)
 
 _ALLOWED_KEYS = '"prompt" and "completion", or "messages", with "images" (a list) or "image" where it has any'
-# Longer than any use of it: positions only have to differ from every answer's.
+# In place of the number of an answer, for tokens that belong to none or to one that is not learnt.
 _NO_TURN = -1
 
 
@@ -118,6 +118,8 @@ def _read_row(processor: Any, example: Mapping[str, Any], index: int, is_encoder
     elif isinstance(prompt, str) and isinstance(completion, str):
         row = _read_strings(processor, prompt, completion, images, name)
     elif isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple)):
+        if not completion:
+            raise ValueError(f'{name}: "completion" is empty')
         row = _read_messages(processor, [*prompt, *completion], len(completion), images, name, is_encoder_decoder)
     else:
         raise ValueError(
@@ -127,8 +129,11 @@ def _read_row(processor: Any, example: Mapping[str, Any], index: int, is_encoder
     for answer in row.segments[1::2]:
         if processor.image_token in answer:
             raise ValueError(f"{name}: an answer holds the image marker {processor.image_token}")
-    if example.get("qformer_text") is not None:
-        row.instruction = example["qformer_text"]
+    instruction = example.get("qformer_text")
+    if instruction is not None:
+        if not isinstance(instruction, str):
+            raise ValueError(f'{name}: "qformer_text" must be text, got {type(instruction).__name__}')
+        row.instruction = instruction
     return row
 
 
