@@ -1,0 +1,176 @@
+"""Examples to training rows: a wording is chosen, an answer is chosen, and the row takes TRL's form.
+
+Which wording a row gets depends on seed, epoch, dataset and row alone. It begins with a template drawn by
+`instructblip_hf.data.answers.draw_index`, a hash, and moves on by one template in every epoch, so that no wording of a
+row comes again before all were used, and in each epoch all wordings are used equally often. No generator is involved:
+processes, workers, resumed runs and versions of Python agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..answers import CHOICES, choose_answer, draw_index
+from ..schema import SLOTS, Example
+from .loading import TaskTemplates, load_templates
+from .wording import SLOT_NAMES, slot_texts
+
+
+FORMS = ("instruction", "plain", "identifier")
+"""A template's wording; the paper's multitask ablation (section 3.4) without instructions, or with
+``[Task:Dataset]`` in front instead of them."""
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """How examples are worded.
+
+    Args:
+        form (`str`, *optional*, defaults to `"instruction"`): One of `FORMS`.
+        seed (`int`, *optional*, defaults to 0): Seed of the choice of wordings and answers.
+        answer_choice (`str`, *optional*, defaults to `"draw"`): How one of several answers is chosen, see
+            `instructblip_hf.data.answers.choose_answer`.
+        without (`tuple[str, ...]`, *optional*): Slots to leave out of prompts, such as ``("lecture",)``, or
+            ``("options",)`` to ask multiple-choice questions openly.
+        max_ocr_tokens (`int`, *optional*, defaults to 30): OCR tokens in a prompt.
+        templates (`Mapping[str, TaskTemplates]`, *optional*): Of `load_templates`; the shipped ones by default.
+
+    Raises:
+        ValueError: For another form, answer choice or slot.
+    """
+
+    form: str = "instruction"
+    seed: int = 0
+    answer_choice: str = "draw"
+    without: tuple[str, ...] = ()
+    max_ocr_tokens: int = 30
+    templates: Mapping[str, TaskTemplates] | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form is {self.form!r}; allowed are {', '.join(FORMS)}")
+        if self.answer_choice not in CHOICES:
+            raise ValueError(f"answer_choice is {self.answer_choice!r}; allowed are {', '.join(CHOICES)}")
+        for slot in self.without:
+            if slot not in SLOT_NAMES:
+                raise ValueError(f"without: {slot!r} is no slot; allowed are {', '.join(SLOT_NAMES)}")
+        if self.templates is None:
+            object.__setattr__(self, "templates", _shipped_templates())
+
+    def row(self, example: Example, row: int = 0, epoch: int = 0) -> dict[str, Any]:
+        """The training row of an example.
+
+        Args:
+            example (`Example`): Checked by `instructblip_hf.data.schema.check_example`.
+            row (`int`, *optional*, defaults to 0): Its index in its dataset.
+            epoch (`int`, *optional*, defaults to 0): Epoch of its dataset.
+
+        Returns:
+            `dict`: ``id``, ``dataset``, ``images`` and either ``prompt`` and ``completion``, as text, or ``messages``.
+
+        Raises:
+            ValueError: If there is no template that fits, no answer, or nothing to learn; it names the example.
+        """
+        content = {"id": example["id"], "dataset": example["dataset"], "images": list(example["images"])}
+        try:
+            if SLOTS[example["category"]].target == "messages":
+                return {**content, "messages": self._messages(example)}
+            prompt, completion = self._prompt_and_completion(example, row, epoch)
+        except ValueError as error:
+            raise ValueError(f"{example['dataset']} {example['id']}: {error}") from error
+        return {**content, "prompt": prompt, "completion": completion}
+
+    def _prompt_and_completion(self, example: Example, row: int, epoch: int) -> tuple[str, str]:
+        category, dataset = example["category"], example["dataset"]
+        texts = slot_texts(example, self.max_ocr_tokens)
+        answer = choose_answer(example["answers"], self.answer_choice, self.seed, epoch, row)
+        completion = answer
+        if SLOTS[category].target == "question":
+            completion = texts.pop("question", "")
+            texts["answer"] = answer
+        texts = {slot: text for slot, text in texts.items() if slot not in self.without}
+        task = self._task(category)
+        if self.form != "instruction":
+            prompt = task.plain.render(texts)
+            if self.form == "identifier":
+                prompt = f"[{task.name}:{dataset}] {prompt}".strip()
+            return prompt, completion
+        fitting = [template for template in task.templates if template.needed <= texts.keys()]
+        if not fitting:
+            raise ValueError(
+                f"no template of {category} fits; the example has content for {', '.join(texts) or 'none'}"
+            )
+        first = draw_index(len(fitting), self.seed, 0, row, f"template of {dataset}")
+        return fitting[(first + epoch) % len(fitting)].render(texts), completion
+
+    def _messages(self, example: Example) -> list[dict[str, Any]]:
+        messages = example["messages"]
+        if self.form != "identifier":
+            return messages
+        # The category has no templates, and so no name for identifiers in their file.
+        identifier = {"type": "text", "text": f"[Visual conversation:{example['dataset']}] "}
+        first = next(index for index, message in enumerate(messages) if message["role"] == "user")
+        parts = messages[first]["content"]
+        if isinstance(parts, str):
+            parts = [{"type": "text", "text": parts}]
+        place = next((index for index, part in enumerate(parts) if part["type"] == "text"), len(parts))
+        changed = {**messages[first], "content": [*parts[:place], identifier, *parts[place:]]}
+        return [*messages[:first], changed, *messages[first + 1 :]]
+
+    def _task(self, category: str) -> TaskTemplates:
+        templates = self.templates or {}
+        if category not in templates:
+            raise ValueError(f"there are no templates for {category}; they are for {', '.join(templates)}")
+        return templates[category]
+
+
+@lru_cache(maxsize=1)
+def _shipped_templates() -> Mapping[str, TaskTemplates]:
+    return load_templates()
+
+
+class InstructionDataset:
+    """Examples of one dataset as training rows, worded anew in every epoch.
+
+    Args:
+        examples (`Sequence[Example]`): Examples by index.
+        instructions (`Instructions`): How they are worded.
+        open_images (`Callable[[Example], list]`, *optional*): Gives the images of an example, such as
+            `instructblip_hf.data.sources.open_images`, which reads frames of videos. By default ``images`` as they
+            stand in the example: collators open files themselves.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        instructions: Instructions,
+        open_images: Callable[[Example], list[Any]] | None = None,
+    ) -> None:
+        self.examples = examples
+        self.instructions = instructions
+        self.open_images = open_images
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """The row as it is in epoch 0."""
+        return self.at(row, 0)
+
+    def at(self, row: int, epoch: int) -> dict[str, Any]:
+        """The row as it is in an epoch of this dataset.
+
+        Raises:
+            ValueError: As `Instructions.row`, and where images cannot be opened.
+        """
+        example = self.examples[row]
+        worded = self.instructions.row(example, row, epoch)
+        if self.open_images is not None:
+            worded["images"] = list(self.open_images(example))
+        return worded
+
+
+__all__ = ["FORMS", "InstructionDataset", "Instructions"]

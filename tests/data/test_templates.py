@@ -1,0 +1,349 @@
+"""Templates: the shipped file, the loader's complaints, and rows made of examples."""
+
+import itertools
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from instructblip_hf.data.schema import SLOTS, check_example
+from instructblip_hf.data.templates import (
+    InstructionDataset,
+    Instructions,
+    Template,
+    TemplateError,
+    load_templates,
+    slot_texts,
+)
+from instructblip_hf.data.templates.loading import FEWEST, MOST
+
+
+CONTENT = {
+    "question": "What is it?",
+    "statement": "The cat is on the mat.",
+    "options": ["a cat", "a dog"],
+    "context": "It was night.",
+    "lecture": "Cats are animals.",
+    "ocr_tokens": ["STOP", "ahead"],
+    "text": "so cute",
+    "caption": "An animal on a mat.",
+    "history": [{"question": "Is it big?", "answer": "no"}],
+    "video": {"path": "a.mp4", "start": None, "end": None},
+}
+WORDED = [category for category, slots in SLOTS.items() if slots.target != "messages"]
+
+
+def example_of(category, required=None, optional=True):
+    """An example with one slot of each required group, and with all optional slots or none."""
+    slots = SLOTS[category]
+    example = {"id": "7", "dataset": "some", "category": category, "images": ["a.png"], "answers": ["the cat"]}
+    for slot in required or [group[0] for group in slots.required]:
+        example[slot] = CONTENT[slot]
+    if optional:
+        example.update({slot: CONTENT[slot] for slot in slots.optional if slot in CONTENT})
+    elif "history" in example:
+        example["history"] = []
+    check_example(example)
+    return example
+
+
+def kinds():
+    for category in WORDED:
+        for required in itertools.product(*SLOTS[category].required):
+            for optional in (True, False):
+                yield pytest.param(category, required, optional, id=f"{category}-{'-'.join(required)}-{optional}")
+
+
+class TestShippedTemplates:
+    def test_categories(self):
+        assert set(load_templates()) == set(WORDED)
+        assert len(WORDED) == 10
+
+    @pytest.mark.parametrize(("category", "required", "optional"), list(kinds()))
+    def test_every_kind_of_row_has_10_to_15_distinct_prompts(self, category, required, optional):
+        example = example_of(category, required, optional)
+        texts = {**slot_texts(example), "answer": "the cat"}
+        fitting = [template for template in load_templates()[category].templates if template.needed <= texts.keys()]
+        assert FEWEST <= len(fitting) <= MOST
+        rows = [Instructions().row(example, row=3, epoch=epoch) for epoch in range(len(fitting))]
+        prompts = {row["prompt"] for row in rows}
+        assert len(prompts) == len(fitting)
+        # All content that the prompt may hold is there, once, and nothing of the template's syntax is left.
+        target = SLOTS[category].target
+        unworded = {"conversational_qa": {"options"}, "question_generation": {"question", "options"}}.get(
+            category, set()
+        )
+        shown = [text for slot, text in slot_texts(example).items() if slot not in unworded]
+        for prompt in prompts:
+            assert not set(prompt) & set("[]{}")
+            assert "  " not in prompt
+            assert prompt == prompt.strip()
+            for text in shown:
+                assert prompt.count(text) == 1
+            assert ("the cat" in prompt) == (target == "question")
+        assert {row["completion"] for row in rows} == {"What is it?" if target == "question" else "the cat"}
+
+    @pytest.mark.parametrize("category", sorted(set(WORDED) - {"question_generation"}))
+    def test_some_ask_for_short_answers(self, category):
+        templates = load_templates()[category].templates
+        short = [t for t in templates if any(word in t.text.lower() for word in ("short", "brief"))]
+        assert 3 <= len(short) < len(templates)
+
+    def test_no_wording_in_two_categories_but_for_video(self):
+        texts = Counter(t.text for task in load_templates().values() for t in task.templates)
+        assert max(texts.values()) == 1
+
+
+class TestTemplate:
+    def test_brackets(self):
+        template = Template("[{context} ]Q: {question}[ Options: {options}.] A:")
+        assert template.render({"question": "why?"}) == "Q: why? A:"
+        assert (
+            template.render({"question": "why?", "options": "(a) x", "context": "So."})
+            == "So. Q: why? Options: (a) x. A:"
+        )
+        assert template.needed == {"question"}
+        assert template.optional == {"context", "options"}
+
+    def test_braces_and_brackets_of_the_content_are_text(self):
+        assert (
+            Template("{question}[ {text}]").render({"question": "{answer} [x]?", "text": "{0}"}) == "{answer} [x]? {0}"
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{colour}?", "{colour} is no slot; allowed are answer"),
+            ("{question!r}", "is no slot"),
+            ("{question:>9}", "is no slot"),
+            ("{}", "is no slot"),
+            ("{question", "expected '}'"),
+            ("[{question}", "pairs"),
+            ("[[{question}]]", "nest"),
+            ("{question} [please]", "names no slot"),
+        ],
+    )
+    def test_errors(self, text, message):
+        with pytest.raises(ValueError, match=message):
+            Template(text)
+
+    def test_slot_texts(self):
+        example = {
+            "options": ["x", "y "],
+            "ocr_tokens": ["1", "2", "3"],
+            "history": [{"question": "a?", "answer": "b"}, {"question": "c?", "answer": "d"}],
+            "context": "",
+            "question": " why? ",
+        }
+        assert slot_texts(example, max_ocr_tokens=2) == {
+            "question": "why?",
+            "options": "(a) x (b) y",
+            "ocr_tokens": "1, 2",
+            "history": "Question: a? Answer: b Question: c? Answer: d",
+        }
+        assert slot_texts({"options": ["o"] * 28})["options"].endswith("(z) o (27) o (28) o")
+
+
+class TestLoading:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("image_qa: {name: x, plain: '{question}', templates: ['Say: {colour}']}", "{colour} is no slot"),
+            ("image_qa: {name: x, plain: '', templates: ['{question} ?', '{Question}  ?']}", "{Question} is no slot"),
+            ("image_qa: {name: x, plain: '{question}', templates: ['A {question}', 'a  {question}']}", "2 times"),
+            ("image_qa: {name: x, plain: '{question}', templates: ['What?']}", "'What[?]': must name {question}"),
+            ("image_qa: {name: x, plain: '{question}', templates: ['[{question}]']}", "must name {question}"),
+            ("image_qa: {name: x, plain: '{question}', templates: ['{question} {text}']}", "names {text}, which"),
+            ("image_qa: {name: x, plain: '{question}', templates: ['{question} {answer}']}", "names {answer}, which"),
+            (
+                "question_generation: {name: x, plain: '{answer}', templates: ['{answer} {question}']}",
+                "{question}, which",
+            ),
+            (
+                "qa_reading: {name: x, plain: '{question}', templates: ['{question}']}",
+                "must name {ocr_tokens}, in brack",
+            ),
+            ("image_qa: {name: x, plain: '{question}', templates: []}", "at least one"),
+            ("image_qa: {name: x, templates: ['{question}']}", "must have the keys"),
+            ("image_qa: {name: 1, plain: '{question}', templates: ['{question}']}", "must be text"),
+            (
+                "image_q: {name: x, plain: '', templates: ['a']}",
+                "image_q: no category with templates; allowed are image_c",
+            ),
+            ("llava_instruct: {name: x, plain: '', templates: ['a']}", "no category with templates"),
+            ("[1, 2]", "must be a mapping"),
+            ("a: [", "not readable as YAML"),
+        ],
+    )
+    def test_errors(self, tmp_path, content, message):
+        file = tmp_path / "mine.yaml"
+        file.write_text(content)
+        with pytest.raises(TemplateError, match=message) as caught:
+            load_templates(file)
+        assert all(problem.startswith("mine.yaml: ") for problem in caught.value.problems)
+
+    def test_all_problems_at_once(self, tmp_path):
+        file = tmp_path / "mine.yaml"
+        file.write_text("image_qa: {name: x, plain: '{question}', templates: ['a', '{question}', 'b']}\nfoo: 1\n")
+        with pytest.raises(TemplateError) as caught:
+            load_templates(file)
+        assert len(caught.value.problems) == 3
+
+    def test_own_templates(self, tmp_path):
+        file = tmp_path / "mine.yaml"
+        file.write_text("image_qa: {name: Asking, plain: '{question}', templates: ['Tell me, {question}']}")
+        instructions = Instructions(templates=load_templates(file))
+        assert instructions.row(example_of("image_qa"))["prompt"] == "Tell me, What is it?"
+        with pytest.raises(
+            ValueError, match="some 7: there are no templates for image_captioning; they are for image_qa"
+        ):
+            instructions.row(example_of("image_captioning"))
+
+
+class TestInstructions:
+    def test_a_row(self):
+        row = Instructions().row(example_of("image_qa"))
+        assert set(row) == {"id", "dataset", "images", "prompt", "completion"}
+        assert (row["id"], row["dataset"], row["images"], row["completion"]) == ("7", "some", ["a.png"], "the cat")
+
+    def test_wordings_are_used_equally_often(self):
+        instructions, example = Instructions(), example_of("image_qa")
+        for epoch in (0, 5):
+            counts = Counter(instructions.row(example, row, epoch)["prompt"] for row in range(1400))
+            assert len(counts) == 14
+            # Binomial bounds at four standard deviations around 100.
+            assert 60 < min(counts.values()) <= max(counts.values()) < 140
+
+    def test_a_row_meets_every_wording_before_one_again(self):
+        instructions, example = Instructions(), example_of("video_qa")
+        prompts = [instructions.row(example, 12, epoch)["prompt"] for epoch in range(24)]
+        assert len(set(prompts[:12])) == 12
+        assert prompts[12:] == prompts[:12]
+
+    def test_seeds_and_datasets_differ(self):
+        example = example_of("image_qa")
+        other = {**example, "dataset": "other"}
+
+        def prompts(seed, example):
+            return [Instructions(seed=seed).row(example, row)["prompt"] for row in range(30)]
+
+        assert prompts(0, example) == prompts(0, example)
+        assert prompts(0, example) != prompts(1, example)
+        assert prompts(0, example) != prompts(0, other)
+
+    def test_the_same_in_another_process(self):
+        code = (
+            "from instructblip_hf.data.templates import Instructions\n"
+            "example = {'id': '7', 'dataset': 'some', 'category': 'image_qa', 'images': [], 'answers': list('abcde'),"
+            " 'question': 'What is it?'}\n"
+            "rows = [Instructions(seed=3).row(example, row, row % 4) for row in range(40)]\n"
+            "print([(row['prompt'], row['completion']) for row in rows])"
+        )
+        outputs = [
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+            ).stdout
+            for seed in ("1", "2")
+        ]
+        here = [
+            Instructions(seed=3).row({**example_of("image_qa"), "answers": list("abcde")}, row, row % 4)
+            for row in range(40)
+        ]
+        assert outputs[0] == outputs[1] == str([(row["prompt"], row["completion"]) for row in here]) + "\n"
+
+    def test_answers_and_questions_belong_together(self):
+        example = {**example_of("question_generation", optional=False), "answers": ["red"] * 9 + ["crimson"]}
+        rows = [Instructions().row(example, row) for row in range(200)]
+        assert {row["completion"] for row in rows} == {"What is it?"}
+        asked = Counter("crimson" in row["prompt"] for row in rows)
+        assert 5 <= asked[True] <= 45
+        chosen = Instructions(answer_choice="most_common").row(example)
+        assert "red" in chosen["prompt"]
+
+    def test_slots_left_out(self):
+        row = Instructions(without=("lecture", "options")).row(example_of("knowledge_qa"))
+        assert "It was night." in row["prompt"]
+        assert "Cats are animals." not in row["prompt"]
+        assert "(a)" not in row["prompt"]
+
+    @pytest.mark.parametrize(
+        ("category", "plain"),
+        [
+            ("image_captioning", ""),
+            ("captioning_reading", "STOP, ahead"),
+            ("visual_reasoning", "What is it? (a) a cat (b) a dog"),
+            ("image_qa", "What is it?"),
+            ("knowledge_qa", "Cats are animals. It was night. What is it? (a) a cat (b) a dog"),
+            ("qa_reading", "STOP, ahead What is it?"),
+            ("question_generation", "the cat"),
+            ("video_qa", "What is it?"),
+            ("conversational_qa", "An animal on a mat. Question: Is it big? Answer: no What is it?"),
+            ("image_classification", "so cute"),
+        ],
+    )
+    def test_ablation_forms(self, category, plain):
+        example = example_of(category)
+        task = load_templates()[category].name
+        for epoch in (0, 1):
+            assert Instructions(form="plain").row(example, 0, epoch)["prompt"] == plain
+            assert Instructions(form="identifier").row(example, 0, epoch)["prompt"] == f"[{task}:some] {plain}".strip()
+
+    def test_a_statement_in_plain_form(self):
+        example = example_of("visual_reasoning", ("statement",), optional=False)
+        assert Instructions(form="plain").row(example)["prompt"] == "The cat is on the mat."
+
+    def test_conversations_are_raw(self):
+        messages = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
+        ]
+        example = {
+            "id": "1", "dataset": "llava", "category": "llava_instruct", "images": ["a"], "answers": [], "messages": messages
+        }  # fmt: skip
+        for form in ("instruction", "plain"):
+            row = Instructions(form=form).row(example)
+            assert row == {"id": "1", "dataset": "llava", "images": ["a"], "messages": messages}
+        marked = Instructions(form="identifier").row(example)["messages"]
+        texts = "".join(part.get("text", "<image>") for part in marked[0]["content"])
+        assert texts == "<image>[Visual conversation:llava] What?"
+        assert marked[1:] == messages[1:]
+        assert messages[0]["content"][1]["text"] == "What?"
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="form is 'raw'; allowed are instruction"):
+            Instructions(form="raw")
+        with pytest.raises(ValueError, match="without: 'colour' is no slot"):
+            Instructions(without=("colour",))
+        with pytest.raises(ValueError, match="answer_choice is 'all'"):
+            Instructions(answer_choice="all")
+        with pytest.raises(ValueError, match="some 7: answers is empty"):
+            Instructions().row({**example_of("image_qa"), "answers": []})
+        with pytest.raises(ValueError, match="some 7: no template of image_qa fits; the example has content for none"):
+            Instructions(without=("question",)).row(example_of("image_qa"))
+
+    def test_dataset(self):
+        examples = [{**example_of("image_qa"), "id": str(index)} for index in range(5)]
+        dataset = InstructionDataset(examples, Instructions())
+        assert len(dataset) == 5
+        assert dataset[2] == dataset.at(2, 0) != dataset.at(2, 1)
+        assert [row["id"] for row in dataset] == list("01234")
+        opened = InstructionDataset(examples, Instructions(), open_images=lambda example: ["open " + example["id"]])
+        assert opened[3]["images"] == ["open 3"]
+
+
+def test_the_collator_takes_the_rows():
+    """Rows of every category, plain and worded, through the processor, with images and without."""
+    from PIL import Image
+
+    from instructblip_hf.data.collators import VisionLanguageCollator
+    from tiny_processors import our_processor
+
+    rows = []
+    for category in WORDED:
+        for form in ("instruction", "plain", "identifier"):
+            example = {**example_of(category), "images": [Image.new("RGB", (8, 8))]}
+            rows.append(Instructions(form=form).row(example))
+    batch = VisionLanguageCollator(our_processor())(rows)
+    assert len(batch["labels"]) == len(rows)
+    assert bool((batch["labels"] != -100).any(dim=1).all())
