@@ -63,6 +63,10 @@ class StrictLoadingMixin:
         if kwargs.get("key_mapping"):
             # Otherwise save_pretrained would write the names of the file that was read, not the model's own.
             model._weight_conversions = None
+        if not cls.__module__.startswith("transformers_modules."):
+            # They name code files of the folder that was read; save_pretrained would write the names, not the files.
+            for name in ("auto_map", "custom_pipelines"):
+                vars(model.config).pop(name, None)
         return (model, info) if output_loading_info else model
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from os import PathLike
 from pathlib import Path
@@ -44,8 +43,6 @@ def save_for_hub(
         processor.save_pretrained(folder)
     if include_code:
         export_remote_code(folder)
-    else:
-        _forget_remote_code(folder)
     (card or model_card(model, include_code=include_code)).save(folder / "README.md")
 
 
@@ -97,18 +94,6 @@ def push_to_hub(
             repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
         )
     return commit.commit_url
-
-
-def _forget_remote_code(folder: Path) -> None:
-    """Drop references to code files, which a configuration keeps from the folder that it was loaded from."""
-    for name in ("config.json", "processor_config.json"):
-        path = folder / name
-        if not path.exists():
-            continue
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.keys() & {"auto_map", "custom_pipelines"}:
-            content = {key: value for key, value in content.items() if key not in ("auto_map", "custom_pipelines")}
-            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 __all__ = ["push_to_hub", "save_for_hub"]
