@@ -1,5 +1,6 @@
 """The command as a process: help is quick and loads no torch, versions, unknown options, broken pipes."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -62,3 +63,20 @@ def test_a_reader_that_leaves_early_is_no_crash(checkpoint, images):
     asking.wait(timeout=60)
     assert "Traceback" not in errors
     assert "BrokenPipe" not in errors
+
+
+def test_interrupting_is_no_crash(checkpoint, images):
+    asking = subprocess.Popen(
+        [*COMMAND, "ask", "a.png", "-m", checkpoint, "--max-new-tokens", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    asking.stdin.write("what ?\n")
+    asking.stdin.flush()
+    asking.stdout.readline()  # the answer is out: now it waits for the next question
+    asking.send_signal(signal.SIGINT)
+    _, errors = asking.communicate(timeout=60)
+    assert asking.returncode == 130
+    assert "Traceback" not in errors

@@ -176,7 +176,7 @@ def test_lora_without_peft_names_the_extra(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("lora_rank", 0), ("lora_alpha", 0.0), ("lora_dropout", 1.0), ("lora_dropout", -0.1)]
+    ("field", "value"), [("lora_rank", 0), ("lora_alpha", 0), ("lora_dropout", 1.0), ("lora_dropout", -0.1)]
 )
 def test_lora_settings_out_of_range(field, value):
     with pytest.raises(ValueError, match=field):

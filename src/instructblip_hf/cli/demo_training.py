@@ -168,11 +168,10 @@ class Clock(TrainerCallback):
         if self.elapsed() >= self.seconds:
             control.should_training_stop = True
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
-    ) -> None:
-        if "loss" in logs:
-            self.bar.set_postfix_str(f"step {state.global_step}, loss {float(logs['loss']):.3f}")
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        loss = kwargs["logs"].get("loss")
+        if loss is not None:
+            self.bar.set_postfix_str(f"step {state.global_step}, loss {float(loss):.3f}")
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.close()

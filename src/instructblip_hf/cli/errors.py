@@ -31,11 +31,13 @@ def user_errors() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, KeyError, OSError, ImportError) as error:
         fail(*(getattr(error, "problems", None) or [_one_line(error)]))
 
 
 def _one_line(error: Exception) -> str:
     # transformers and huggingface_hub wrap their advice over many lines.
-    text = re.sub(r"\s+", " ", str(error)).strip()
+    # KeyError puts its message into quotes.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = re.sub(r"\s+", " ", text).strip()
     return text or type(error).__name__

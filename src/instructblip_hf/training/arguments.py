@@ -52,7 +52,7 @@ class FreezingPolicy:
         components (`Mapping[str, str]`, *optional*):
             A word of `WORDS` for each dotted component name.
         lora_rank (`int`, *optional*, defaults to 16): Rank of the LoRA update.
-        lora_alpha (`float`, *optional*, defaults to 32): The update is scaled by `lora_alpha / lora_rank`.
+        lora_alpha (`int`, *optional*, defaults to 32): The update is scaled by `lora_alpha / lora_rank`.
         lora_dropout (`float`, *optional*, defaults to 0.05): Dropout before the LoRA update.
         lora_target_modules (`list[str]`, *optional*):
             Last parts of the names of the linear layers that get an update. All linear layers inside the components
@@ -70,7 +70,7 @@ class FreezingPolicy:
         default_factory=dict, metadata={"help": "frozen, train or lora for each dotted component name."}
     )
     lora_rank: int = field(default=16, metadata={"help": "Rank of the LoRA update."})
-    lora_alpha: float = field(default=32.0, metadata={"help": "The LoRA update is scaled by lora_alpha / lora_rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "The LoRA update is scaled by lora_alpha / lora_rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA update."})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Linear layers with an update; all of the lora components if not given."}
@@ -84,8 +84,8 @@ class FreezingPolicy:
                 raise ValueError(f"component {name!r} is marked {word!r}; allowed are: {', '.join(WORDS)}")
         if self.lora_rank < 1:
             raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1")
-        if self.lora_alpha <= 0:
-            raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be above 0")
+        if self.lora_alpha < 1:
+            raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be at least 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1")
 
@@ -163,10 +163,8 @@ class DataArguments:
         default=None, metadata={"help": "File of rows, or a procedural source, for the evaluation loss."}
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
-    max_prompt_length: int | None = field(default=None, metadata={"help": "Longest prompt in tokens."})
-    max_completion_length: int | None = field(
-        default=None, metadata={"help": "Most tokens of the last answer, end token included."}
-    )
+    max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens before the last answer."})
+    max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of the last answer."})
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_length", "max_completion_length"):

@@ -43,12 +43,14 @@ class RecipeRun:
     Attributes:
         recipe (`Recipe`): What is run.
         trainer (`VisionLanguageTrainer`): Its `freezing_report` says what trains.
+        train_examples (`int`): Number of training rows.
         output_dir (`Path`): Where the model will be.
         checkpoint (`str`, *optional*): The checkpoint that training goes on from.
     """
 
     recipe: Recipe
     trainer: VisionLanguageTrainer
+    train_examples: int
     output_dir: Path
     checkpoint: str | None = None
 
@@ -76,8 +78,7 @@ class RecipeRun:
             settings = ", ".join(f"{key}: {value}" for key, value in source["shapes_world"].items())
             return f"the shapes world ({settings})"
 
-        rows = len(self.trainer.train_dataset)
-        text = f"Trained on {describe(self.recipe.data.train)}, {rows:,} examples."
+        text = f"Trained on {describe(self.recipe.data.train)}, {self.train_examples:,} examples."
         if self.recipe.data.evaluation is not None:
             text += f" Evaluated on {describe(self.recipe.data.evaluation)}."
         return text
@@ -126,7 +127,7 @@ def prepare_run(
         eval_dataset=eval_dataset,
         callbacks=list(callbacks),
     )
-    return RecipeRun(recipe, trainer, folder, checkpoint)
+    return RecipeRun(recipe, trainer, len(train_dataset), folder, checkpoint)
 
 
 def run_recipe(recipe: Recipe, output_dir: str | Path | None = None, resume: bool = False) -> TrainingResult:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 
 from ..data.collators import VisionLanguageCollator
@@ -38,7 +37,9 @@ class VisionLanguageTrainer(Trainer):
         freezing (`str`, `Mapping[str, str]` or `FreezingPolicy`, *optional*, defaults to `"instructblip"`):
             What trains, see `apply_freezing`. `None` keeps the model as it was handed in.
         data_collator (`Callable`, *optional*): Defaults to a `VisionLanguageCollator` over `processing_class`.
-        train_dataset, eval_dataset (*optional*): Rows as above; `eval_dataset` also as a dict of named sets.
+        train_dataset, eval_dataset (*optional*):
+            Rows as above: anything with `__len__` and `__getitem__`, or an `IterableDataset` of torch or `datasets`;
+            `eval_dataset` also as a dict of named sets.
         kwargs: Anything else that `transformers.Trainer` takes.
 
     Attributes:
@@ -54,9 +55,9 @@ class VisionLanguageTrainer(Trainer):
         args: TrainingArguments | None = None,
         processing_class: ProcessorMixin | None = None,
         freezing: str | Mapping[str, str] | FreezingPolicy | None = "instructblip",
-        data_collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         if data_collator is None:
@@ -75,7 +76,8 @@ class VisionLanguageTrainer(Trainer):
         args.remove_unused_columns = False
         if args.label_names is None:
             args.label_names = ["labels"]
-        configured_use_cache = model.config.__dict__.get("use_cache")
+        config: Any = model.config
+        configured_use_cache = config.__dict__.get("use_cache")
         super().__init__(
             model=model,
             args=args,
@@ -87,9 +89,9 @@ class VisionLanguageTrainer(Trainer):
         )
         # Trainer writes its own use_cache into the configuration, which would be published with the weights.
         if configured_use_cache is None:
-            model.config.__dict__.pop("use_cache", None)
+            config.__dict__.pop("use_cache", None)
         else:
-            model.config.use_cache = configured_use_cache
+            config.use_cache = configured_use_cache
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Trainer's loss, computed with frozen modules in evaluation mode."""
@@ -107,12 +109,13 @@ class VisionLanguageTrainer(Trainer):
 
         Checkpoints written during training keep LoRA layers apart, for training to resume from.
         """
-        if _internal_call or not has_lora(self.model):
+        model: Any = self.model
+        if _internal_call or not has_lora(model):
             super().save_model(output_dir, _internal_call=_internal_call)
             return
         folder = output_dir if output_dir is not None else self.args.output_dir
         if self.args.should_save:
-            self._save(folder, state_dict=merged_state_dict(self.model))
+            self._save(folder, state_dict=merged_state_dict(model))
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -120,24 +123,28 @@ class VisionLanguageTrainer(Trainer):
         self,
         language: str | None = "en",
         license: str | None = None,
+        tags: str | list[str] | None = None,
         model_name: str | None = None,
         finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        *,
         description: str | None = None,
         command: str | None = None,
-        **kwargs: Any,
     ) -> None:
         """Writes ``README.md`` into the output folder: parts, what trained, settings, losses.
 
         Args:
-            language, license, model_name, finetuned_from, dataset: As in `transformers.Trainer`.
+            language, license, tags, model_name, finetuned_from, dataset: As in `transformers.Trainer`.
+            tasks, dataset_tags, dataset_args: Taken for Trainer's sake; this card has no place for them.
             description (`str`, *optional*): Markdown under the summary: data and limits.
             command (`str`, *optional*): The command that made the model.
-            kwargs: Further arguments of Trainer's method, which this card has no place for.
         """
         if not self.is_world_process_zero():
             return
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         card = model_card(
             self.accelerator.unwrap_model(self.model),
             self.state,
@@ -151,4 +158,6 @@ class VisionLanguageTrainer(Trainer):
             language=language,
             command=command,
         )
+        data: Any = card.data
+        data.tags += [tags] if isinstance(tags, str) else tags or []
         card.save(folder / "README.md")
