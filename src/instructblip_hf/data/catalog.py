@@ -110,7 +110,7 @@ DATASETS: dict[str, DatasetSpec] = {
         category="image_captioning",
         role="held-out",
         splits={
-            "val": Split((("nocaps_val_4500_captions.json",), ("nocaps_val.json",)), 4_500, verified=True),
+            "val": Split((("nocaps_val_4500_captions.json",),), 4_500, verified=True),
             "test": Split((("nocaps_test_image_info.json",), ("nocaps_test.json",)), 10_600, labelled=False),
         },
         evaluated_on="val",
@@ -118,7 +118,7 @@ DATASETS: dict[str, DatasetSpec] = {
         images=("images", "val", "test"),
         homepage="https://nocaps.org",
         licence="CC BY 2.0",
-        notes="The paper reports all of val. LAVIS's nocaps_val.json is a part of it, without captions.",
+        notes="The paper reports all of val, of which LAVIS's own list has 1,413 images alone.",
     ),
     "flickr30k": DatasetSpec(
         title="Flickr30k",
