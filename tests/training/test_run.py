@@ -26,6 +26,7 @@ SMALL = [
     "training.disable_tqdm=true",
     "training.eval_strategy=no",
     "training.save_strategy=no",
+    "training.dataloader_num_workers=0",
 ]
 
 
