@@ -6,8 +6,8 @@ Third step, after ``pretrain.py``:
 
 As in the paper (section 2.4), only Q-Former, query tokens and projection are trained. They start from random weights
 drawn with ``--seed``, so that everything they know about instructions is learned here. Training is
-`VisionLanguageTrainer` with cached vision features; `recipe.yaml` beside this script does the same from pictures
-through ``instructblip train``, slower.
+`VisionLanguageTrainer` with cached vision features; ``instructblip train shapes_instruct`` does the same from
+pictures, slower.
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ class Monitor(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            report = {"step": state.global_step, "seconds": round(time.time() - self.started)}
+            report = {
+                "step": state.global_step,
+                "seconds": round(time.time() - self.started),
+                "cpu_seconds": round(time.process_time()),
+            }
             print(json.dumps({**report, **forced_accuracy(model, self.encoder, self.rows)}), flush=True)
 
 
@@ -77,7 +81,7 @@ def main() -> None:
     parser.add_argument("--pretrained", required=True, help="folder that pretrain.py wrote")
     parser.add_argument("--output", required=True, help="folder for the model")
     parser.add_argument("--keep-qformer", action="store_true", help="go on from the Q-Former in --pretrained")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--unknown-share", type=float, default=0.02)

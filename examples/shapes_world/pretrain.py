@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--vision", required=True, help="folder that pretrain_vision.py wrote")
     parser.add_argument("--output", required=True, help="folder for the model")
     parser.add_argument("--continue-from", help="folder of an earlier run to go on from, with a fresh schedule")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--text-share", type=float, default=0.1, help="share of rows without a picture")
@@ -103,7 +103,12 @@ def main() -> None:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
-            report = {"step": step + 1, "seconds": round(time.time() - started), "loss": round(2 * np.mean(recent), 3)}
+            report = {
+                "step": step + 1,
+                "seconds": round(time.time() - started),
+                "cpu_seconds": round(time.process_time()),
+                "loss": round(2 * np.mean(recent), 3),
+            }
             print(json.dumps({**report, **forced_accuracy(model, check_encoder, check_rows)}), flush=True)
             recent = []
             model.save_pretrained(output)

@@ -161,6 +161,7 @@ def main() -> None:
             report = {
                 "step": step + 1,
                 "seconds": round(time.time() - started),
+                "cpu_seconds": round(time.process_time()),
                 "loss": round(loss.item(), 3),
                 "drawn": patch_accuracy(model, heads, test_digits, 0.0),
                 "handwritten": patch_accuracy(model, heads, test_digits, 1.0),
