@@ -235,11 +235,14 @@ def _training_arguments(values: dict[str, Any]) -> TrainingArguments:
     import torch
     from transformers import TrainingArguments
 
+    accelerated = torch.accelerator.is_available() and not values.get("use_cpu", False)
     defaults = {
         "remove_unused_columns": False,
         "label_names": ["labels"],
+        # So that a recipe with bf16 runs on either; transformers wants to be told that a CPU is meant.
+        "use_cpu": not accelerated,
         # Pinning is for copies to an accelerator, and warns at every start where there is none.
-        "dataloader_pin_memory": torch.accelerator.is_available() and not values.get("use_cpu", False),
+        "dataloader_pin_memory": accelerated,
     }
     return TrainingArguments(**{**defaults, **values})
 
