@@ -73,6 +73,13 @@ def test_bad_recipes_are_refused_with_a_line_each(run, recipe, changes, messages
     assert not (recipe.parent / "flags").exists()
 
 
+def test_a_hub_id_without_a_hub(run, recipe, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = run("train", recipe, "--set", "model.path=nobody/nothing")
+    assert result.exit_code == 2
+    assert "the Hub does not answer" in result.stderr
+
+
 def test_bad_rows_are_refused_by_file_and_line(run, recipe):
     with (recipe.parent / "rows.jsonl").open("a") as file:
         file.write('\n{"image": "gone.png", "prompt": "p", "completion": "c"}\n{"image": "a.png"}\n')

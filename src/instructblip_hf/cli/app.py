@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .data import data_app
+
 
 app = typer.Typer(
     name="instructblip",
@@ -127,3 +129,6 @@ def train(
         show_recipes()
     else:
         run_train(recipe, changes or [], output, resume)
+
+
+app.add_typer(data_app)

@@ -84,7 +84,9 @@ def _questions_from_terminal(names: Sequence[str]) -> Iterator[str]:
         print(f"Ask about {', '.join(names)}. {QUIT} or Ctrl-D ends.", file=sys.stderr)
     while True:
         try:
-            question = (input("> ") if interactive else input()).strip()
+            if interactive and not sys.stdout.isatty():
+                print("> ", end="", file=sys.stderr, flush=True)
+            question = input("> " if interactive and sys.stdout.isatty() else "").strip()
         except EOFError:
             if interactive:
                 print(file=sys.stderr)

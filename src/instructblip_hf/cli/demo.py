@@ -39,14 +39,14 @@ def run_demo(out: Path, seed: int | None) -> None:
     notes = [
         f"Fresh scenes, drawn with seed {seed}: none of them was trained on. Vision tower, Q-Former and language model "
         "are an InstructBLIP in small.",
-        *knows_notes(),
+        *knows_notes(loaded.model.num_parameters()),
     ]
     with user_errors():
         page, sheet = write_report(out, "A tiny InstructBLIP answers", notes, outcomes, shares)
     print(f"\n{text_table(shares)}\n")
     print_examples(outcomes)
     print()
-    for note in knows_notes():
+    for note in knows_notes(loaded.model.num_parameters()):
         print(note)
     print(f"\npage     {page}\npicture  {sheet}\nseed     {seed}  ({time.perf_counter() - started:.0f} s)")
 

@@ -134,10 +134,10 @@ def _pick(outcomes: list[Outcome]) -> list[Outcome]:
     return outcomes[:CARDS_PER_TASK]
 
 
-def knows_notes() -> list[str]:
+def knows_notes(parameters: int) -> list[str]:
     """What the tiny model knows, and how to ask a published one."""
     return [
-        f"The bundled model has 2.4 million parameters and knows {KNOWS}.",
+        f"The bundled model has {parameters / 1e6:.1f} million parameters and knows {KNOWS}.",
         f'For photographs, name a published model: instructblip ask photo.jpg "..." --model {PUBLISHED_EXAMPLE}',
     ]
 

@@ -66,12 +66,12 @@ def run_training_demo(out: Path, seed: int | None, minutes: float) -> None:
         "model stayed frozen.",
         summary,
         "Before: the same model with its random Q-Former. The cards show the answers after training.",
-        *knows_notes(),
+        *knows_notes(loaded.model.num_parameters()),
     ]
     with user_errors():
         page, sheet = write_report(out, "A tiny Q-Former learns to follow instructions", notes, after, shares)
     print(f"\n{text_table(shares)}\n\n{summary}\n")
-    for note in knows_notes():
+    for note in knows_notes(loaded.model.num_parameters()):
         print(note)
     print(f"\npage     {page}\npicture  {sheet}\nseed     {seed}")
 

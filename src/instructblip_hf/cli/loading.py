@@ -57,7 +57,7 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
         path = str(bundled_checkpoint(name))
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
         path = name
-        options = _reach_hub(name)
+        options = reach_hub(name)
     else:
         raise ValueError(
             f"--model: there is no folder {name!r}, no bundled checkpoint of that name "
@@ -87,10 +87,13 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
     return LoadedModel(name, model.to(target).eval(), processor)
 
 
-def _reach_hub(repo_id: str) -> dict[str, Any]:
+def reach_hub(repo_id: str) -> dict[str, Any]:
     """Options for loading from the Hub: from the cache alone where the Hub does not answer.
 
     One question decides, in place of several retries for each of a model's files.
+
+    Raises:
+        OSError: If the Hub does not answer for it and it is not in the cache.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.utils import httpx  # its HTTP client, httpx or httpx2 by version
@@ -102,7 +105,7 @@ def _reach_hub(repo_id: str) -> dict[str, Any]:
             return {"local_files_only": True}
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(
-            f"--model: there is no folder {repo_id!r}, it has not been downloaded before, and the Hub does not "
-            f"answer for it: {reason}"
+            f"there is no folder {repo_id!r}, it has not been downloaded before, and the Hub does not answer for it: "
+            f"{reason}"
         ) from error
     return {}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import fail, user_errors
+from .loading import reach_hub
 
 
 def show_recipes() -> None:
@@ -26,6 +27,9 @@ def run_train(recipe: str | None, changes: Sequence[str], output: Path | None, r
         fail(f"no recipe given; name a YAML file, or a shipped one: {', '.join(shipped_recipes())}")
     with user_errors():
         checked = load_recipe(recipe, changes)
+
+        if not Path(checked.model.path).is_dir():
+            reach_hub(checked.model.path)
 
         from ..training.run import prepare_run
 
