@@ -105,6 +105,9 @@ folder, again = {str(folder)!r}, {str(tmp_path / "again")!r}
 model, info = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 pipe = pipeline("image-to-text", model=folder, trust_remote_code=True)
+chat = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+content = [dict(type="image", image=image), dict(type="text", text={PROMPT!r})]
+turns = [dict(role="user", content=content)]
 model.save_pretrained(again)
 processor.save_pretrained(again)
 second = AutoModelForImageTextToText.from_pretrained(again, trust_remote_code=True)
@@ -116,7 +119,8 @@ print(json.dumps(dict(
     stock_weights=weights(stock),
     answers=[answer(model, processor), answer(second, processor)],
     pipe=pipe([image, image], prompt={PROMPT!r}, max_new_tokens=6, batch_size=2),
-    chat=processor.chat_template,
+    chat_template=processor.chat_template,
+    chat=chat(text=turns, max_new_tokens=6, return_full_text=False)[0]["generated_text"].strip(),
 )))
 """
     )
@@ -127,7 +131,8 @@ print(json.dumps(dict(
     assert seen["weights"] == seen["stock_weights"] == weights
     assert seen["answers"] == [expected] * 2
     assert seen["pipe"] == [[{"generated_text": expected}]] * 2
-    assert seen["chat"] == processor.chat_template
+    assert seen["chat_template"] == processor.chat_template
+    assert seen["chat"] == expected
 
 
 def test_exported_folder_works_with_the_package(exported):

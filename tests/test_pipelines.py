@@ -393,6 +393,26 @@ def test_stock_image_text_to_text_takes_chat_messages(pipes, kind):
     assert conversation[1]["content"].strip() == answer
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_stock_image_text_to_text_gives_the_same_in_batches(pipes, kind):
+    pipe = pipeline("image-text-to-text", model=pipes[kind].model, processor=our_processor(kind))
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": image(i)}, {"type": "text", "text": text}]}]
+        for i, text in enumerate([PROMPT, "a square", "is the red circle left of the square ?"])
+    ]
+    single = [row[0]["generated_text"] for row in pipe(text=chats, return_full_text=False, **SHORT)]
+    batched = pipe(text=chats, batch_size=3, return_full_text=False, **SHORT)
+    assert [row[0]["generated_text"] for row in batched] == single
+
+
+def test_stock_image_text_to_text_takes_our_processor_for_a_folder(folders, pipes):
+    pipe = pipeline("image-text-to-text", model=folders["llama"], processor=our_processor())
+    content = [{"type": "image", "image": image(0)}, {"type": "text", "text": PROMPT}]
+    messages = [{"role": "user", "content": content}]
+    ours = pipeline("image-text-to-text", model=pipes["llama"].model, processor=our_processor())
+    assert pipe(text=messages, **SHORT) == ours(text=messages, **SHORT)
+
+
 def test_stock_image_text_to_text_from_a_folder_is_untouched(folders):
     pipe = pipeline("image-text-to-text", model=folders["llama"])
     assert type(pipe.model) is transformers.InstructBlipForConditionalGeneration

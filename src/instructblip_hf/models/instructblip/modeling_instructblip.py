@@ -251,9 +251,14 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel):
         qformer_input_ids, attention_mask = self._instructions(
             qformer_input_ids, qformer_attention_mask, images, frames
         )
+        position_ids = None
+        if attention_mask is not None:
+            # Counted over the mask: collators of stock pipelines pad instructions on the language model's side.
+            position_ids = (attention_mask[:, queries.shape[1] :].cumsum(-1) - 1).clamp(min=0)
         qformer_outputs = self.qformer(
             input_ids=qformer_input_ids,
             attention_mask=attention_mask,
+            position_ids=position_ids,
             query_embeds=queries,
             encoder_hidden_states=features.to(queries.device),
             output_hidden_states=output_hidden_states,
