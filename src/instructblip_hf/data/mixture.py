@@ -47,7 +47,7 @@ from .permutations import KeyedPermutation, keyed_order
 
 
 BALANCES = ("sqrt", "uniform", "size")
-"""How probabilities follow from sizes: the paper's, all equal, and the paper's ablation without balancing."""
+"""How probabilities follow from sizes: with their square roots (the paper), not at all, or in proportion."""
 
 BLOCK = 4096
 """Draws of a block."""
