@@ -267,7 +267,7 @@ def scienceqa(root):
         write_image(root / split / with_image / "image.png")
     write_json(root / "problems.json", problems)
     write_json(root / "pid_splits.json", splits)
-    counts = {split: 2 for split in ("train", "val", "test")}
+    counts = dict.fromkeys(("train", "val", "test"), 2)
     return counts | {f"{split}_image": 1 for split in counts}
 
 

@@ -83,8 +83,8 @@ DATASETS: dict[str, DatasetSpec] = {
         role="held-in",
         splits={
             "train": Split((("dataset_coco.json",), ("coco_karpathy_train.json",)), 566_747, verified=True),
-            "val": Split((("dataset_coco.json",), ("coco_karpathy_val.json",)), 5_000),
-            "test": Split((("dataset_coco.json",), ("coco_karpathy_test.json",)), 5_000),
+            "val": Split((("dataset_coco.json",), ("coco_karpathy_val.json",)), 5_000, verified=True),
+            "test": Split((("dataset_coco.json",), ("coco_karpathy_test.json",)), 5_000, verified=True),
         },
         evaluated_on="test",
         metric="CIDEr",
@@ -143,12 +143,13 @@ DATASETS: dict[str, DatasetSpec] = {
         role="held-in",
         splits={
             "train": Split(
-                (("TextCaps_0.1_train.json",),), 109_765, optional=("TextVQA_Rosetta_OCR_v0.2_train.json",)
+                (("TextCaps_0.1_train.json",),), 109_765, True, optional=("TextVQA_Rosetta_OCR_v0.2_train.json",)
             ),
-            "val": Split((("TextCaps_0.1_val.json",),), 3_166, optional=("TextVQA_Rosetta_OCR_v0.2_val.json",)),
+            "val": Split((("TextCaps_0.1_val.json",),), 3_166, True, optional=("TextVQA_Rosetta_OCR_v0.2_val.json",)),
             "test": Split(
                 (("TextCaps_0.1_test.json",),),
                 3_289,
+                verified=True,
                 optional=("TextVQA_Rosetta_OCR_v0.2_test.json",),
                 labelled=False,
             ),
@@ -158,6 +159,7 @@ DATASETS: dict[str, DatasetSpec] = {
         images=("train_images", "test_images"),
         homepage="https://textvqa.org/textcaps/",
         licence="CC BY 4.0",
+        licence_verified=True,
         notes="A training row is one caption, a row of val and test one image. OCR tokens are TextVQA's.",
     ),
     # --- visual reasoning
@@ -166,9 +168,9 @@ DATASETS: dict[str, DatasetSpec] = {
         category="visual_reasoning",
         role="held-out",
         splits={
-            "train": Split((("train_balanced_questions.json",),), 943_000),
-            "val": Split((("val_balanced_questions.json",),), 132_062),
-            "testdev": Split((("testdev_balanced_questions.json",),), 12_578),
+            "train": Split((("train_balanced_questions.json",),), 943_000, verified=True),
+            "val": Split((("val_balanced_questions.json",),), 132_062, verified=True),
+            "testdev": Split((("testdev_balanced_questions.json",),), 12_578, verified=True),
             "test": Split((("test_balanced_questions.json",),), 95_336, labelled=False),
         },
         evaluated_on="testdev",
@@ -199,9 +201,9 @@ DATASETS: dict[str, DatasetSpec] = {
         category="visual_reasoning",
         role="held-out",
         splits={
-            "train": Split((("problems.json", "pid_splits.json"), ("annotations_train.json",)), 18_946),
-            "val": Split((("problems.json", "pid_splits.json"), ("annotations_val.json",)), 6_316),
-            "test": Split((("problems.json", "pid_splits.json"), ("annotations_test.json",)), 6_316),
+            "train": Split((("problems.json", "pid_splits.json"), ("annotations_train.json",)), 18_946, verified=True),
+            "val": Split((("problems.json", "pid_splits.json"), ("annotations_val.json",)), 6_316, verified=True),
+            "test": Split((("problems.json", "pid_splits.json"), ("annotations_test.json",)), 6_316, verified=True),
         },
         evaluated_on="test",
         metric="accuracy",
@@ -226,7 +228,9 @@ DATASETS: dict[str, DatasetSpec] = {
                 214_354,
                 verified=True,
             ),
-            "test-dev": Split((("v2_OpenEnded_mscoco_test-dev2015_questions.json",),), 107_394, labelled=False),
+            "test-dev": Split(
+                (("v2_OpenEnded_mscoco_test-dev2015_questions.json",),), 107_394, verified=True, labelled=False
+            ),
             "test": Split((("v2_OpenEnded_mscoco_test2015_questions.json",),), 447_793, verified=True, labelled=False),
         },
         evaluated_on="val",
@@ -241,9 +245,9 @@ DATASETS: dict[str, DatasetSpec] = {
         category="image_qa",
         role="held-out",
         splits={
-            "train": Split((("train.json",),), 20_523),
-            "val": Split((("val.json",),), 4_319),
-            "test": Split((("test.json",),), 8_000, labelled=False),
+            "train": Split((("train.json",),), 20_523, verified=True),
+            "val": Split((("val.json",),), 4_319, verified=True),
+            "test": Split((("test.json",),), 8_000, verified=True, labelled=False),
         },
         evaluated_on="test",
         metric="VQA accuracy",
@@ -265,6 +269,7 @@ DATASETS: dict[str, DatasetSpec] = {
                     ("okvqa_val.json",),
                 ),
                 5_046,
+                verified=True,
             ),
         },
         evaluated_on="val",
@@ -280,7 +285,7 @@ DATASETS: dict[str, DatasetSpec] = {
         role="held-in",
         splits={
             "train": _AOKVQA_TRAIN,
-            "val": Split((("aokvqa_v1p0_val.json",),), 1_145),
+            "val": Split((("aokvqa_v1p0_val.json",),), 1_145, verified=True),
             "test": Split((("aokvqa_v1p0_test.json",),), 6_702, labelled=False),
         },
         evaluated_on="val",
@@ -295,9 +300,9 @@ DATASETS: dict[str, DatasetSpec] = {
         category="knowledge_qa",
         role="held-out",
         splits={
-            "train": Split((("problems.json", "pid_splits.json"), ("problems_train.json",)), 12_726),
-            "val": Split((("problems.json", "pid_splits.json"), ("problems_val.json",)), 4_241),
-            "test": Split((("problems.json", "pid_splits.json"), ("problems_test.json",)), 4_241),
+            "train": Split((("problems.json", "pid_splits.json"), ("problems_train.json",)), 12_726, verified=True),
+            "val": Split((("problems.json", "pid_splits.json"), ("problems_val.json",)), 4_241, verified=True),
+            "test": Split((("problems.json", "pid_splits.json"), ("problems_test.json",)), 4_241, verified=True),
             "train_image": Split((("problems.json", "pid_splits.json"), ("problems_train.json",)), 6_218),
             "val_image": Split((("problems.json", "pid_splits.json"), ("problems_val.json",)), 2_097),
             "test_image": Split((("problems.json", "pid_splits.json"), ("problems_test.json",)), 2_017, verified=True),
@@ -334,12 +339,13 @@ DATASETS: dict[str, DatasetSpec] = {
         role="held-out",
         splits={
             "train": Split(
-                (("TextVQA_0.5.1_train.json",),), 34_602, optional=("TextVQA_Rosetta_OCR_v0.2_train.json",)
+                (("TextVQA_0.5.1_train.json",),), 34_602, True, optional=("TextVQA_Rosetta_OCR_v0.2_train.json",)
             ),
-            "val": Split((("TextVQA_0.5.1_val.json",),), 5_000, optional=("TextVQA_Rosetta_OCR_v0.2_val.json",)),
+            "val": Split((("TextVQA_0.5.1_val.json",),), 5_000, True, optional=("TextVQA_Rosetta_OCR_v0.2_val.json",)),
             "test": Split(
                 (("TextVQA_0.5.1_test.json",),),
                 5_734,
+                verified=True,
                 optional=("TextVQA_Rosetta_OCR_v0.2_test.json",),
                 labelled=False,
             ),
@@ -435,7 +441,8 @@ DATASETS: dict[str, DatasetSpec] = {
         images=("videos", "frames"),
         homepage="https://antoyang.github.io/just-ask.html",
         licence="not stated",
-        notes="The columns are written down from memory: video_id, start, end, question, answer1 to answer5.",
+        notes="The columns answer1 to answer5 are those of its authors' code; video_id, start, end and question were not "
+        "verified.",
     ),
     # --- visual conversational question answering
     "visdial": DatasetSpec(
@@ -536,4 +543,46 @@ def split_spec(name: str, split: str) -> Split:
     return splits[split]
 
 
-__all__ = ["DATASETS", "DatasetSpec", "Split", "dataset_spec", "split_spec"]
+def split_size(split: Split) -> str:
+    """A split's rows as text: ``~`` before numbers that are unverified or rounded, ``?`` where none is known."""
+    if split.rows is not None:
+        return f"{'' if split.verified else '~'}{split.rows:,}"
+    return "?" if split.about is None else f"~{split.about:,}"
+
+
+def catalog_table() -> list[tuple[str, ...]]:
+    """The catalog as rows of texts, the first of them the header."""
+    rows: list[tuple[str, ...]] = [("name", "category", "role", "splits (rows)", "evaluated on", "metric", "licence")]
+    for name, spec in DATASETS.items():
+        splits = ", ".join(f"{split} {split_size(published)}" for split, published in spec.splits.items())
+        licence = ("" if spec.licence_verified else "~") + spec.licence
+        rows.append((name, spec.category, spec.role, splits, spec.evaluated_on or "-", spec.metric or "-", licence))
+    return rows
+
+
+def markdown_table() -> str:
+    """The catalog as a Markdown table, with links and folders of images."""
+    header, *rows = catalog_table()
+    lines = [
+        "| " + " | ".join([*header, "files of the first split", "images"]) + " |",
+        "|---" * (len(header) + 2) + "|",
+    ]
+    for row in rows:
+        spec = DATASETS[row[0]]
+        files = "<br>".join(f"`{file}`" for file in next(iter(spec.splits.values())).files[0])
+        images = " ".join(f"`{folder}`" if "(" not in folder else folder for folder in spec.images)
+        name = f"[`{row[0]}`]({spec.homepage})"
+        lines.append("| " + " | ".join([name, *row[1:], files, images]) + " |")
+    return "\n".join(lines)
+
+
+__all__ = [
+    "DATASETS",
+    "DatasetSpec",
+    "Split",
+    "catalog_table",
+    "dataset_spec",
+    "markdown_table",
+    "split_size",
+    "split_spec",
+]

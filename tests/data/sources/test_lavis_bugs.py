@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from official_formats import LLAVA_TURNS, TEN_ANSWERS, write_dataset
 
 from instructblip_hf.constants import IMAGE_TOKEN
 from instructblip_hf.data.answers import choose_answer
 from instructblip_hf.data.sources.datasets import CatalogDataset
+from official_formats import LLAVA_TURNS, TEN_ANSWERS, write_dataset
 
 
 @pytest.fixture

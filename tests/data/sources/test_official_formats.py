@@ -1,12 +1,12 @@
 """Every dataset of the catalog, read from a copy in its official format."""
 
 import pytest
-from official_formats import write_dataset
 
 from instructblip_hf.data.catalog import DATASETS
 from instructblip_hf.data.schema import SLOTS, check_example
 from instructblip_hf.data.sources.datasets import CatalogDataset, open_images
 from instructblip_hf.data.sources.table import SOURCES
+from official_formats import write_dataset
 
 
 def test_every_dataset_of_the_catalog_has_a_source():

@@ -96,6 +96,8 @@ def streamed_json_rows(path: Path) -> Iterator[Located]:
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig") as file:
         buffer = file.read(_BUFFER)
+        while not buffer.strip() and (more := file.read(_BUFFER)):
+            buffer = more
         start = _skip(buffer, 0)
         if buffer[start : start + 1] != "[":
             raise ValueError(f"{path.name}: does not hold a list of rows")

@@ -54,7 +54,7 @@ def _video_example(row: Mapping[str, Any], dataset: str, prefix: str) -> Example
         name = str(row.get("video_name") or f"{prefix}{identifier(row, 'video_id')}")
         video = _video_names(name)
     elif isinstance(video, str):
-        video = OneOf((f"videos/{video}", video))
+        video = OneOf((f"videos/{video}", f"video/{video}", video))
     return {
         "id": identifier(row, "id", "question_id"),
         "dataset": dataset,
@@ -96,7 +96,7 @@ def ivqa_examples(row: Mapping[str, Any]) -> list[Example]:
 
 
 def _video_names(name: str) -> OneOf:
-    in_folders = [f"videos/{name}{ending}" for ending in _ENDINGS]
+    in_folders = [f"{folder}/{name}{ending}" for folder in ("videos", "video") for ending in _ENDINGS]
     return OneOf([*in_folders, f"frames/{name}", *(f"{name}{ending}" for ending in _ENDINGS)])
 
 

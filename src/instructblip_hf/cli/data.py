@@ -1,0 +1,81 @@
+"""`instructblip data`: the catalog of datasets, and checks of one's own copies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import fail, user_errors
+
+
+data_app = typer.Typer(
+    name="data",
+    help="The datasets InstructBLIP was trained and evaluated on, and your copies of them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@data_app.command("list")
+def list_datasets(
+    as_json: Annotated[bool, typer.Option("--json", help="The whole catalog as JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/datasets.md.")] = False,
+) -> None:
+    """Show the 26 datasets: category, role, splits with their rows, metric, licence. ~ is unverified, ? not known."""
+    from dataclasses import asdict
+
+    from ..data.catalog import DATASETS, catalog_table, markdown_table
+
+    if as_json:
+        print(json.dumps({name: asdict(spec) for name, spec in DATASETS.items()}, indent=2))
+    elif as_markdown:
+        print(markdown_table())
+    else:
+        rows = catalog_table()
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+@data_app.command()
+def verify(
+    name: Annotated[str, typer.Argument(help="A dataset of `instructblip data list`.")],
+    path: Annotated[Path, typer.Argument(help="The folder with its official files.")],
+    splits: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="A split that has to be there; can be repeated. By default what is there."),
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="The folder that image paths are relative to, if it is another.")
+    ] = None,
+    images: Annotated[
+        str, typer.Option(help="Of how many rows a split images are opened: a number, all, or none.")
+    ] = "200",
+    partial: Annotated[bool, typer.Option("--partial", help="A part of the dataset is meant.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Check a copy of a dataset: files, rows, their number, images. Exit code 1 if something is wrong."""
+    from ..data.verify import report_json, report_lines, verify_dataset
+
+    named = {"all": None, "none": 0}
+    if images not in named and not images.isdigit():
+        fail(f"--images is {images!r}; it can be a number, all, or none")
+    with user_errors():
+        try:
+            report = verify_dataset(
+                name, path, splits or None, image_root, named[images] if images in named else int(images), partial
+            )
+        except KeyError as error:
+            fail(str(error.args[0]))
+    if as_json:
+        print(json.dumps(report_json(report), indent=2))
+    else:
+        print("\n".join(report_lines(report)))
+    if not report.is_whole:
+        raise typer.Exit(1)
+
+
+__all__ = ["data_app"]
