@@ -2,6 +2,7 @@
 
 import html.parser
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +115,19 @@ def test_features_in_place_of_pixels_mean_the_same(small):
         batch = demo_training.FeatureCollator(loaded.processor, features)([{**row, "scene_index": 0}])
         assert set(batch) - {"image_embeds"} == set(pixels) - {"pixel_values"}
         torch.testing.assert_close(loaded.model(**batch).loss, loaded.model(**pixels).loss)
+
+
+def test_balanced_loss_weighs_answers_by_the_root_of_their_length():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 6, 7)
+    labels = torch.full((2, 6), -100)
+    labels[0, 2:6] = torch.tensor([1, 2, 3, 4])
+    labels[1, 3] = 5
+    probabilities = logits.log_softmax(-1)
+    long = -sum(probabilities[0, position - 1, labels[0, position]] for position in range(2, 6)) / 4
+    short = -probabilities[1, 2, 5]
+    loss = demo_training.balanced_loss(SimpleNamespace(logits=logits), labels)
+    torch.testing.assert_close(loss, (2 * long + short) / 2)
 
 
 def test_clock_schedule_warms_up_and_ends_at_zero(monkeypatch):

@@ -22,6 +22,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..constants import IGNORE_INDEX
 from ..data.sources.shapes_world import TASKS, HandwrittenDigits, Scene, make_row, render, sample_scene
 from ..data.sources.shapes_world.scenes import IMAGE_SIZE
 from ..training import VisionLanguageTrainer, reinitialize
@@ -33,7 +34,7 @@ from .loading import LoadedModel
 
 RETRAINED = ("qformer", "query_tokens", "language_projection")
 SCENES = 8000
-BATCH_SIZE = 128
+BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 WARMUP_SECONDS = 10.0
 QUESTIONS_PER_TASK = 24
@@ -140,6 +141,23 @@ class FeatureCollator:
         return dict(batch)
 
 
+def balanced_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Cross-entropy in which an answer of n tokens weighs as much as the root of n, so that captions, many times
+    longer than the word that answers a question, do not take up most of the little time.
+
+    Args:
+        outputs: Model output with ``logits`` of shape (batch, tokens, vocabulary).
+        labels (`torch.Tensor`): Shape (batch, tokens), -100 where nothing is to be predicted.
+        num_items_in_batch (*optional*): Of Trainer; not needed for a mean over rows.
+    """
+    targets = labels[:, 1:]
+    chosen = targets != IGNORE_INDEX  # [batch, tokens - 1]
+    logits = outputs.logits[:, :-1][chosen].float()
+    losses = torch.nn.functional.cross_entropy(logits, targets[chosen], reduction="none")
+    weights = chosen.sum(1, keepdim=True).rsqrt().expand_as(chosen)[chosen]
+    return (losses * weights).sum() / len(labels)
+
+
 class Clock(TrainerCallback):
     """Stops training when its time is up, and shows the seconds and the loss in a progress bar."""
 
@@ -206,6 +224,7 @@ def build_trainer(loaded: LoadedModel, seed: int, seconds: float) -> tuple[Visio
         data_collator=FeatureCollator(loaded.processor, bank.features),
         train_dataset=EndlessQuestions(bank.scenes, seed),
         callbacks=[clock],
+        compute_loss_func=balanced_loss,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.create_optimizer()
