@@ -85,13 +85,14 @@ def test_the_file_reader_and_the_repository_give_the_same(name, tmp_path):
     """The rows of the files, as a repository without images would hold them."""
     from instructblip_hf.data.catalog import split_spec
     from instructblip_hf.data.sources.files import find_files, find_optional
-    from instructblip_hf.data.sources.paths import resolve_images
     from instructblip_hf.data.sources.table import SOURCES
 
     write_dataset(name, tmp_path)
     spec = split_spec(name, "train")
     located = SOURCES[name].rows(find_files(tmp_path, spec.files), "train", find_optional(tmp_path, spec.optional))
     repository = datasets.Dataset.from_list([dict(row) for _, row in located])
-    files = CatalogDataset(name, tmp_path)
-    examples = list(hub_examples(name, repository, split="train"))
-    assert [resolve_images(example, tmp_path) for example in examples] == [files[k] for k in range(len(files))]
+    files = list(CatalogDataset(name, tmp_path))
+    assert list(hub_examples(name, repository, split="train", image_root=tmp_path)) == files
+    assert list(HubDataset(name, repository, split="train", image_root=tmp_path)) == files
+    with pytest.raises(ValueError, match=f"{name}, row 0: names files in place of images"):
+        HubDataset(name, repository, split="train")[0]

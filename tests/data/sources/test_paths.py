@@ -54,6 +54,13 @@ def test_a_dataset_with_such_a_path_is_refused_before_any_image_is_opened(tmp_pa
         CatalogDataset("web_capfilt", tmp_path)
 
 
+@pytest.mark.parametrize("image", [{"path": "/etc/passwd"}, {"bytes": None, "path": "../x"}, 5, ["a"], {"a": 1}])
+def test_a_file_of_rows_names_images_by_path_alone(tmp_path, image):
+    write_json(tmp_path / "annotation.json", [{"image": image, "caption": "a"}])
+    with pytest.raises(RowFileError, match=r"annotation\.json\[0\]: image must be a path"):
+        CatalogDataset("web_capfilt", tmp_path)
+
+
 def test_a_missing_image_names_the_row_when_it_is_asked_for(tmp_path):
     write_dataset("gqa", tmp_path)
     dataset = CatalogDataset("gqa", tmp_path, "testdev")

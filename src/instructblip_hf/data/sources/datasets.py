@@ -16,7 +16,7 @@ from ..jsonl import SHOWN_PROBLEMS, RowFileError
 from ..schema import Example
 from ..video import read_frames
 from .files import find_files, find_optional
-from .paths import check_paths, resolve_images
+from .paths import check_paths, has_paths, resolve_images
 from .table import SOURCES, examples_of
 
 
@@ -146,7 +146,11 @@ class CatalogDataset:
 
 
 def hub_examples(
-    name: str, rows: Iterable[Mapping[str, Any]], split: str | None = None, columns: Mapping[str, str] | None = None
+    name: str,
+    rows: Iterable[Mapping[str, Any]],
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    image_root: str | Path | None = None,
 ) -> Iterator[Example]:
     """Examples of rows that come from a repository of `datasets`, also streamed.
 
@@ -156,12 +160,15 @@ def hub_examples(
         split (`str`, *optional*): Name of the split, for rows that give file names in place of images.
         columns (`Mapping[str, str]`, *optional*): From the official field to the repository's column where they
             differ, such as ``{"question_id": "questionId"}``.
+        image_root (`str` or `Path`, *optional*): The folder that file names are relative to and may not leave.
 
     Raises:
-        ValueError: For a malformed row, naming its number.
+        KeyError: If the catalog has no such dataset.
+        ValueError: For a malformed row, or one that names files without an ``image_root``, naming its number.
     """
     for number, row in enumerate(rows):
-        yield from _hub_row(name, row, number, split, columns or {})
+        for example in _hub_row(name, row, number, split, columns or {}):
+            yield _hub_images(example, image_root, f"{name}, row {number}")
 
 
 def _hub_row(
@@ -176,6 +183,17 @@ def _hub_row(
         raise ValueError(f"{name}, row {number}: {error}") from error
 
 
+def _hub_images(example: Example, image_root: str | Path | None, where: str) -> Example:
+    if not has_paths(example):
+        return example
+    if image_root is None:
+        raise ValueError(f"{where}: names files in place of images; give the folder that has them as image_root")
+    try:
+        return resolve_images(example, Path(image_root))
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 class HubDataset:
     """A loaded dataset of `datasets` as examples of the catalog.
 
@@ -184,15 +202,22 @@ class HubDataset:
         dataset (`datasets.Dataset`): Its rows, see `hub_examples`. Images are left encoded until they are needed.
         split (`str`, *optional*): See `hub_examples`.
         columns (`Mapping[str, str]`, *optional*): See `hub_examples`.
+        image_root (`str` or `Path`, *optional*): See `hub_examples`.
 
     Raises:
+        KeyError: If the catalog has no such dataset.
         ValueError: For a malformed row, naming its number.
     """
 
     def __init__(
-        self, name: str, dataset: Any, split: str | None = None, columns: Mapping[str, str] | None = None
+        self,
+        name: str,
+        dataset: Any,
+        split: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        image_root: str | Path | None = None,
     ) -> None:
-        self.name, self.split, self.columns = name, split, dict(columns or {})
+        self.name, self.split, self.columns, self.image_root = name, split, dict(columns or {}), image_root
         images = [column for column, feature in dataset.features.items() if type(feature).__name__ == "Image"]
         for column in images:
             dataset = dataset.cast_column(column, type(dataset.features[column])(decode=False))
@@ -207,12 +232,17 @@ class HubDataset:
         return self._first[-1]
 
     def __getitem__(self, index: int) -> Example:
-        """The example, with its image as `datasets` stores it, which `load_image` takes."""
+        """The example, with its image as `datasets` stores it, which `load_image` takes.
+
+        Raises:
+            ValueError: If the row names a file that is not there, or names files without an ``image_root``.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} examples")
         index %= len(self)
         row = bisect_right(self._first, index) - 1
-        return _hub_row(self.name, self._dataset[row], row, self.split, self.columns)[index - self._first[row]]
+        examples = _hub_row(self.name, self._dataset[row], row, self.split, self.columns)
+        return _hub_images(examples[index - self._first[row]], self.image_root, f"{self.name}, row {row}")
 
 
 def open_images(example: Example, num_frames: int = DEFAULT_FRAMES) -> list[Any]:

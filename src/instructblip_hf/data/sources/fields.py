@@ -153,11 +153,18 @@ def images_of(row: Mapping[str, Any], *names: str, folders: Sequence[str] = ("",
     image = row.get("image")
     if isinstance(image, str) and image:
         names = tuple(f"{folder}{image}" for folder in folders)
-    elif image is not None and image != "":
+    elif image is not None and not isinstance(image, str):
+        if isinstance(image, (int, float, list, tuple)) or (isinstance(image, Mapping) and not _has_content(image)):
+            raise ValueError(f"image must be a path or an image, not {_short(image)}")
         return [image]
     if not names:
         raise ValueError("has no image")
     return [OneOf(names) if len(names) > 1 else names[0]]
+
+
+def _has_content(image: Mapping[str, Any]) -> bool:
+    """Whether this is an image as `datasets` stores it."""
+    return isinstance(image.get("bytes"), bytes) or isinstance(image.get("path"), str)
 
 
 def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:

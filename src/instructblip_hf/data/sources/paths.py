@@ -43,14 +43,21 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def check_paths(example: Example, root: Path) -> None:
-    """Raises if a path leaves the folder, without a look at the disk.
+    """Raises if an image is not a path inside of the folder, without a look at the disk.
 
     Raises:
-        ValueError: Naming the path.
+        ValueError: Naming the image.
     """
-    for name in _paths(example):
-        for candidate in (name,) if isinstance(name, str) else name:
-            _inside(root, candidate)
+    for image in _images(example):
+        if not isinstance(image, (str, OneOf)):
+            raise ValueError(f"image must be a path, not {image!r:.60}")
+        for name in (image,) if isinstance(image, str) else image:
+            _inside(root, name)
+
+
+def has_paths(example: Example) -> bool:
+    """Whether an image of the example is given by its path."""
+    return any(isinstance(image, (str, OneOf)) for image in _images(example))
 
 
 def resolve_images(example: Example, root: Path) -> Example:
@@ -75,9 +82,8 @@ def map_images(example: Example, function: Callable[[Any], Any]) -> Example:
     return resolved
 
 
-def _paths(example: Example) -> list[str | OneOf]:
-    images = [*example["images"], *([example["video"]["path"]] if "video" in example else [])]
-    return [image for image in images if isinstance(image, (str, OneOf))]
+def _images(example: Example) -> list[Any]:
+    return [*example["images"], *([example["video"]["path"]] if "video" in example else [])]
 
 
-__all__ = ["check_paths", "map_images", "resolve_images", "resolve_path"]
+__all__ = ["check_paths", "has_paths", "map_images", "resolve_images", "resolve_path"]

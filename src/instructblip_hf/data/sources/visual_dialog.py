@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..schema import DialogTurn, Example
-from .fields import identifier, images_of, index, text
+from .fields import identifier, images_of, index, text, texts
 from .files import Located, read_json
 
 
@@ -78,7 +78,7 @@ def visdial_examples(row: Mapping[str, Any]) -> list[Example]:
                 "answers": answers,
             }
             if turn.get("answer_options"):
-                example["options"] = list(turn["answer_options"])
+                example["options"] = texts(turn, "answer_options")
                 if turn.get("gt_index") is not None:
                     example["correct_option"] = index(turn, "gt_index", len(example["options"]))
             examples.append(example)
