@@ -179,6 +179,25 @@ class TestResuming:
         with pytest.raises(ValueError, match=message):
             take(second, 1)
 
+    @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_torchdata_asks_every_worker(self, workers):
+        stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+        def loader():
+            return stateful.StatefulDataLoader(
+                mixture_of(two_sources()), batch_size=4, num_workers=workers, collate_fn=list
+            )
+
+        first, second = loader(), loader()
+        batches = iter(first)
+        for _ in range(7):
+            next(batches)
+        state = first.state_dict()
+        following = [next(batches) for _ in range(6)]
+        second.load_state_dict(state)
+        assert [batch for _, batch in zip(range(6), second)] == following
+
     def test_skipping_as_trainer_does(self):
         from accelerate.data_loader import prepare_data_loader, skip_first_batches
 

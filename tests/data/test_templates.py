@@ -22,7 +22,8 @@ from instructblip_hf.data.templates.loading import FEWEST, MOST
 CONTENT = {
     "question": "What is it?",
     "statement": "The cat is on the mat.",
-    "options": ["a cat", "a dog"],
+    "options": ["the cat", "a dog"],
+    "correct_option": 0,
     "context": "It was night.",
     "lecture": "Cats are animals.",
     "ocr_tokens": ["STOP", "ahead"],
@@ -81,7 +82,7 @@ class TestShippedTemplates:
             assert prompt == prompt.strip()
             for text in shown:
                 assert prompt.count(text) == 1
-            assert ("the cat" in prompt) == (target == "question")
+            assert ("the cat" in prompt.replace("(a) the cat", "")) == (target == "question")
         assert {row["completion"] for row in rows} == {"What is it?" if target == "question" else "the cat"}
 
     @pytest.mark.parametrize("category", sorted(set(WORDED) - {"question_generation"}))
@@ -261,6 +262,28 @@ class TestInstructions:
         chosen = Instructions(answer_choice="most_common").row(example)
         assert "red" in chosen["prompt"]
 
+    def test_free_answers_beside_options(self):
+        """As in A-OKVQA: an option is learnt where options are shown, an annotator's words where they are not."""
+        example = {**example_of("knowledge_qa"), "answers": ["kitty", "puss"], "correct_option": 1}
+        for form in ("instruction", "plain"):
+            rows = [Instructions(form=form).row(example, row, epoch) for row in range(20) for epoch in range(10)]
+            shown = Counter((row["completion"], "(a) the cat (b) a dog" in row["prompt"]) for row in rows)
+            assert set(shown) == {("a dog", True), ("kitty", False), ("puss", False)}
+            assert 70 < shown["a dog", True] < 130
+        assert {Instructions(without=("options",)).row(example, row)["completion"] for row in range(20)} == {
+            "kitty",
+            "puss",
+        }
+
+    def test_options_alone(self):
+        """As in ScienceQA, where the only answer is the right option: options are always shown."""
+        example = {**example_of("knowledge_qa"), "answers": ["a dog"], "correct_option": 1}
+        rows = [Instructions().row(example, row) for row in range(20)]
+        assert {(row["completion"], "(b) a dog" in row["prompt"]) for row in rows} == {("a dog", True)}
+        unknown = {**example_of("knowledge_qa"), "answers": ["a dog", "the cat"]}
+        del unknown["correct_option"]
+        assert all("(b) a dog" in Instructions().row(unknown, row)["prompt"] for row in range(20))
+
     def test_slots_left_out(self):
         row = Instructions(without=("lecture", "options")).row(example_of("knowledge_qa"))
         assert "It was night." in row["prompt"]
@@ -272,9 +295,9 @@ class TestInstructions:
         [
             ("image_captioning", ""),
             ("captioning_reading", "STOP, ahead"),
-            ("visual_reasoning", "What is it? (a) a cat (b) a dog"),
+            ("visual_reasoning", "What is it? (a) the cat (b) a dog"),
             ("image_qa", "What is it?"),
-            ("knowledge_qa", "Cats are animals. It was night. What is it? (a) a cat (b) a dog"),
+            ("knowledge_qa", "Cats are animals. It was night. What is it? (a) the cat (b) a dog"),
             ("qa_reading", "STOP, ahead What is it?"),
             ("question_generation", "the cat"),
             ("video_qa", "What is it?"),

@@ -4,6 +4,9 @@ Which wording a row gets depends on seed, epoch, dataset and row alone. It begin
 `instructblip_hf.data.answers.draw_index`, a hash, and moves on by one template in every epoch, so that no wording of a
 row comes again before all were used, and in each epoch all wordings are used equally often. No generator is involved:
 processes, workers, resumed runs and versions of Python agree.
+
+A question with options is asked with them, and the right one is its answer. If annotators also answered it freely, as
+in A-OKVQA, a hash of the same kind has it asked openly in half of the epochs, with one of their answers.
 """
 
 from __future__ import annotations
@@ -85,14 +88,21 @@ class Instructions:
 
     def _prompt_and_completion(self, example: Example, row: int, epoch: int) -> tuple[str, str]:
         category, dataset = example["category"], example["dataset"]
+        task = self._task(category)
         texts = slot_texts(example, self.max_ocr_tokens)
-        answer = choose_answer(example["answers"], self.answer_choice, self.seed, epoch, row)
+        texts = {slot: text for slot, text in texts.items() if slot not in self.without}
+        with_options = (
+            "options" in texts and "options" in task.plain.optional and self._asks_with_options(example, row, epoch)
+        )
+        if not with_options:
+            texts.pop("options", None)
+        if with_options and "correct_option" in example:
+            answer = example["options"][example["correct_option"]]
+        else:
+            answer = choose_answer(example["answers"], self.answer_choice, self.seed, epoch, row)
         completion = answer
         if SLOTS[category].target == "question":
-            completion = texts.pop("question", "")
-            texts["answer"] = answer
-        texts = {slot: text for slot, text in texts.items() if slot not in self.without}
-        task = self._task(category)
+            texts["answer"], completion = answer, example["question"]
         if self.form != "instruction":
             prompt = task.plain.render(texts)
             if self.form == "identifier":
@@ -105,6 +115,13 @@ class Instructions:
             )
         first = draw_index(len(fitting), self.seed, 0, row, f"template of {dataset}")
         return fitting[(first + epoch) % len(fitting)].render(texts), completion
+
+    def _asks_with_options(self, example: Example, row: int, epoch: int) -> bool:
+        if "correct_option" not in example:
+            return all(answer in example["options"] for answer in example["answers"])
+        right = example["options"][example["correct_option"]]
+        has_open_answers = any(answer != right for answer in example["answers"])
+        return not has_open_answers or draw_index(2, self.seed, epoch, row, f"options of {example['dataset']}") == 0
 
     def _messages(self, example: Example) -> list[dict[str, Any]]:
         messages = example["messages"]
