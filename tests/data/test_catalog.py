@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from instructblip_hf.cli.app import app
 from instructblip_hf.data.catalog import DATASETS, dataset_spec, markdown_table, split_spec
 from instructblip_hf.data.schema import SLOTS, check_example
+from official_formats import write_dataset
 
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,29 @@ def test_the_command_shows_every_dataset():
     assert catalog["okvqa"]["splits"]["train"]["rows"] == 9009
     markdown = CliRunner().invoke(app, ["data", "list", "--markdown"]).output
     assert markdown == markdown_table() + "\n"
+
+
+def test_the_documented_commands_and_code_work(tmp_path):
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    commands = [line.split("  #")[0].split() for line in text.splitlines() if line.startswith("instructblip data ")]
+    for name in ("vqav2", "textvqa", "coco_caption"):
+        write_dataset(name, tmp_path / name)
+    (tmp_path / "coco_caption" / "val2014").rename(tmp_path / "val2014")
+    assert sum("verify" in command for command in commands) == 4
+    for command in commands:
+        arguments = [
+            word.replace("/data/coco_caption", "COPY").replace("/data/coco", str(tmp_path)) for word in command
+        ]
+        arguments = [word.replace("COPY", str(tmp_path / "coco_caption")) for word in arguments]
+        arguments = [word.replace("/data", str(tmp_path)) for word in arguments]
+        partial = ["--partial"] if "verify" in command else []
+        result = CliRunner().invoke(app, [*arguments[1:], *partial])
+        assert result.exit_code == 0, result.output
+    code = text.split("```python\n")[1].split("```")[0].replace("/data", str(tmp_path))
+    names: dict = {}
+    exec(code, names)
+    assert names["example"]["ocr_tokens"] == ["stop", "5"]
+    assert names["images"][0].mode == "RGB"
 
 
 GOOD = {

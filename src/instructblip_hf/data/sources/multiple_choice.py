@@ -50,7 +50,9 @@ def scienceqa_examples(row: Mapping[str, Any]) -> list[Example]:
     if image == "image.png":
         # The field holds the file's own name; which folder follows from split and id.
         name = f"{row_id}/image.png"
-        example["images"] = images_of({}, f"{row.get('split', 'test')}/{name}", f"images/{row['split']}/{name}", name)
+        example["images"] = images_of(
+            {}, f"{row.get('split', 'test')}/{name}", f"images/{row.get('split', 'test')}/{name}", name
+        )
     elif image:
         example["images"] = images_of(row, folders=("", "images/"))
     for slot, field in (("context", "hint"), ("lecture", "lecture"), ("explanation", "solution")):
