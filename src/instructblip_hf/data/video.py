@@ -103,14 +103,19 @@ def _packet_times(av: Any, path: Path) -> list[tuple[int, float]] | None:
 
 
 def _decode_times(av: Any, path: Path, times: Sequence[int]) -> list[Any] | None:
-    """The frames that are shown at the times, which are in order; `None` if not every packet gave a frame."""
+    """The frames that are shown at the times, which are in order.
+
+    `None` if one is not found at its very time: where a packet gave no frame, or seeking went too far, as in AVI.
+    """
     with _open(av, path) as container:
         stream = container.streams.video[0]
         # Backward to the key frame from which the first can be decoded.
         container.seek(times[0], stream=stream)
         frames: list[Any] = []
         for frame in container.decode(stream):
-            if frame.pts is not None and frame.pts >= times[len(frames)]:
+            if frame.pts is None or frame.pts > times[len(frames)]:
+                return None
+            if frame.pts == times[len(frames)]:
                 frames.append(frame.to_image())
                 if len(frames) == len(times):
                     return frames
