@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -124,6 +125,20 @@ class TestShares:
         for name, probability in mixture.probabilities.items():
             # Two bounds, each with the discrepancy of the van der Corput sequence over 20 bits.
             assert abs(counts[name] - probability * blocks * BLOCK) < 16
+
+    @settings(max_examples=20, deadline=None)
+    @given(anything, st.integers(0, 40))
+    def test_counts_are_those_of_the_points(self, sizes, blocks):
+        """Oracle: the points of systematic sampling laid over the cumulated probabilities, one by one."""
+        mixture = Mixture(sizes)
+        shares = np.array([probability * 2**32 for probability in mixture.probabilities.values()], dtype=np.int64)
+        spacing = 2**32 // BLOCK
+        expected = np.zeros(len(sizes), dtype=np.int64)
+        for block in range(blocks):
+            shift = int(f"{block:020b}"[::-1], 2)
+            points = np.arange(BLOCK) * spacing + shift
+            expected += np.bincount(np.searchsorted(np.cumsum(shares), points, side="right"), minlength=len(sizes))
+        assert list(mixture.counts(blocks * BLOCK).values()) == expected.tolist()
 
     def test_measured_shares_of_the_paper_s_sizes(self):
         mixture = Mixture(SIZES, seed=5)

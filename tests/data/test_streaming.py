@@ -85,6 +85,10 @@ class TestMixing:
         assert shards[0] != shards[1]
         assert [int(row.split()[2]) for row in first[:10]] != sorted(int(row.split()[2]) for row in first[:10])
 
+    def test_a_shard_alone_is_shuffled_anew(self):
+        rows = take(mixture_of({"a": Lists("a", [40])}, window=10), 80)
+        assert rows[:40] != rows[40:]
+
     @settings(max_examples=25, deadline=None)
     @given(st.integers(1, 8), st.integers(1, 9), st.integers(0, 1000))
     def test_consumers_are_apart_and_even(self, world_size, shards, seed):
