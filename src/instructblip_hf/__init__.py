@@ -27,6 +27,10 @@ _PUBLIC_NAMES = {
     "InstructBlipVisionConfig": "models.instructblip",
     "InstructBlipVisionModel": "models.instructblip",
     "bundled_checkpoint": "checkpoints",
+    "export_remote_code": "utils.remote_code",
+    "model_card": "utils.model_card",
+    "push_to_hub": "utils.hub",
+    "save_for_hub": "utils.hub",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC_NAMES)]

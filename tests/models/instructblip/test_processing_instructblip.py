@@ -289,6 +289,12 @@ def test_missing_padding_token_and_number_of_queries() -> None:
         ours(images=picture(), text=QUESTION)
 
 
+def test_a_language_models_tokenizer_in_the_place_of_the_qformers() -> None:
+    image_processor, tokenizer, _ = parts()
+    with pytest.raises(ValueError, match="qformer_tokenizer has no CLS token"):
+        InstructBlipProcessor(image_processor, tokenizer, language_tokenizer("llama"), num_query_tokens=QUERIES)
+
+
 # --- truncation and padding ---------------------------------------------------------------------------------------
 
 

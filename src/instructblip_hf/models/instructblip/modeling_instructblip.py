@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -68,7 +68,7 @@ class InstructBlipForConditionalGenerationModelOutput(ModelOutput):
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
-class InstructBlipForConditionalGeneration(VisionLanguageModel):
+class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin):
     """InstructBLIP with any vision tower and any causal or sequence-to-sequence language model.
 
     Example:

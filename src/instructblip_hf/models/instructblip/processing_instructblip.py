@@ -50,6 +50,11 @@ class InstructBlipProcessor(VisionLanguageProcessor):
         chat_template: str | dict[str, str] | None = None,
         max_qformer_length: int | None = None,
     ) -> None:
+        if qformer_tokenizer is not None and qformer_tokenizer.cls_token is None:
+            raise ValueError(
+                "qformer_tokenizer has no CLS token, so it is not the Q-Former's (BERT's in published checkpoints); "
+                "in a saved processor it is in the folder qformer_tokenizer/"
+            )
         self.image_token = self._adopt_image_token(tokenizer)
         self.num_query_tokens = num_query_tokens
         self.max_qformer_length = max_qformer_length
