@@ -238,7 +238,7 @@ DATASETS: dict[str, DatasetSpec] = {
         images=("train2014", "val2014", "test2015"),
         homepage="https://visualqa.org",
         licence="CC BY 4.0",
-        notes="The paper reports test-dev, scored by the challenge's server.",
+        notes="The paper reports val or test-dev; the test splits are scored by the challenge's server.",
     ),
     "vizwiz": DatasetSpec(
         title="VizWiz",

@@ -45,3 +45,23 @@ def test_files_may_stand_in_an_annotations_folder_and_images_elsewhere(name, tmp
         dataset = CatalogDataset(name, tmp_path / "copy", split, image_root=tmp_path / "images")
         assert len(dataset) == count
         assert len(open_images(dataset[0])) == (4 if "video" in dataset[0] else len(dataset[0]["images"]))
+
+
+def test_splits_can_be_joined(tmp_path):
+    write_dataset("okvqa", tmp_path)
+    both = CatalogDataset("okvqa", tmp_path, "train+val")
+    parts = [CatalogDataset("okvqa", tmp_path, split) for split in ("train", "val")]
+    assert list(both) == [example for part in parts for example in part]
+    with pytest.raises(KeyError, match="okvqa has no split 'dev'"):
+        CatalogDataset("okvqa", tmp_path, "train+dev")
+
+
+def test_datasets_travel_to_worker_processes(tmp_path):
+    import pickle
+
+    write_dataset("ivqa", tmp_path)
+    dataset = CatalogDataset("ivqa", tmp_path)
+    assert list(pickle.loads(pickle.dumps(dataset))) == list(dataset)
+    assert dataset[-1] == dataset[len(dataset) - 1]
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]

@@ -91,7 +91,7 @@ class CatalogDataset:
     Args:
         name (`str`): Name in the catalog.
         root (`str` or `Path`): The folder with the annotation files.
-        split (`str`, *optional*, defaults to `"train"`): Name of a split in the catalog.
+        split (`str`, *optional*, defaults to `"train"`): Name of a split in the catalog, or several as `"train+val"`.
         image_root (`str` or `Path`, *optional*): The folder that image paths are relative to and may not leave.
             Defaults to ``root``.
 
@@ -112,7 +112,8 @@ class CatalogDataset:
         self._examples = PackedExamples()
         problems: list[str] = []
         count = 0
-        for where, example in iter_split(name, root, split):
+        rows = (row for part in split.split("+") for row in iter_split(name, root, part))
+        for where, example in rows:
             if not isinstance(example, str):
                 try:
                     check_paths(example, self.image_root)
