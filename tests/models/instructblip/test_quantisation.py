@@ -11,12 +11,12 @@ from tiny_models import batch, our_model
 
 
 def torchao_config():
-    quantization = pytest.importorskip("torchao.quantization", reason="torchao has no wheel for every platform")
+    quantization = pytest.importorskip("torchao.quantization", reason="the extra quant is not installed")
     return transformers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
 
 
 def bitsandbytes_config():
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes has no wheel for every platform")
+    pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
     return transformers.BitsAndBytesConfig(load_in_8bit=True)
 
 
