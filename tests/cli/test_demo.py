@@ -25,6 +25,18 @@ def small(monkeypatch, tiny_bundle, tmp_path):
     torch.set_num_threads(threads)
 
 
+def test_the_bundled_model_is_really_trained(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "QUESTIONS_PER_CELL", 8)
+    threads = torch.get_num_threads()
+    result = run("demo", "--seed", 11, "--out", tmp_path / "demo")
+    torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    seen, held_out = re.search(r"^all +(\d\.\d\d) +(\d\.\d\d)$", result.stdout, re.MULTILINE).groups()
+    # A guess is right about a quarter of the time.
+    assert float(seen) > 0.8
+    assert float(held_out) > 0.75
+
+
 class Page(html.parser.HTMLParser):
     """Collects image sources and checks that tags close."""
 
