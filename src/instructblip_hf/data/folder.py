@@ -1,0 +1,138 @@
+"""A user's own folder of images as a map-style dataset.
+
+Two layouts, both found by themselves:
+
+- A text beside each image, of the same name: ``cat.jpg`` with ``cat.txt`` (a caption, or an answer) or ``cat.json``.
+- One ``metadata.jsonl`` or ``metadata.csv`` for the folder, as in `datasets`' image folders: rows with ``file_name``
+  and the content.
+
+JSON files and metadata rows hold the slots of an `instructblip_hf.data.schema.Example`, such as ``question`` and
+``answers``, with ``answer`` and ``caption`` for a single one; or ``prompt`` and ``completion``, or ``messages``, which
+are training rows already. In metadata of captions ``text`` is the caption, as it is in `datasets`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .jsonl import SHOWN_PROBLEMS, RowFileError
+from .schema import SLOTS, Example, check_example
+from .sources.files import Located, csv_rows, jsonl_rows
+from .sources.paths import resolve_path
+from .streaming import IMAGE_SUFFIXES, example_from_tar
+
+
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+
+
+class FolderDataset:
+    """Images of a folder and of the folders in it, with their texts.
+
+    Args:
+        root (`str` or `Path`): The folder.
+        category (`str`, *optional*, defaults to `"image_captioning"`): Task category of the examples.
+        name (`str`, *optional*): Name of the dataset. Defaults to the folder's.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        RowFileError: For images without text, texts without image and malformed content, with one line for each of
+            the first `SHOWN_PROBLEMS`.
+        ValueError: If there is no such category, or the folder has no images.
+    """
+
+    def __init__(self, root: str | Path, category: str = "image_captioning", name: str | None = None) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"there is no folder {self.root}")
+        if category not in SLOTS:
+            raise ValueError(f"category is {category!r}; allowed are {', '.join(SLOTS)}")
+        self.name, self.category = name or self.root.resolve().name, category
+        self._rows: list[Example | dict[str, Any]] = []
+        problems: list[str] = []
+        metadata = next((self.root / file for file in METADATA_FILES if (self.root / file).is_file()), None)
+        for where, fields in _beside(self.root) if metadata is None else _listed(metadata):
+            if not isinstance(fields, str):
+                try:
+                    self._rows.append(self._row(fields))
+                    continue
+                except (ValueError, FileNotFoundError) as error:
+                    fields = str(error)
+            problems.append(f"{where}: {fields}")
+        if problems:
+            more = len(problems) - SHOWN_PROBLEMS
+            raise RowFileError(problems[:SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else []))
+        if not self._rows:
+            raise ValueError(f"{self.root} has no images ({', '.join(IMAGE_SUFFIXES)})")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example | dict[str, Any]:
+        """An `Example`, or a training row where the folder holds those; ``images`` are paths."""
+        return self._rows[index]
+
+    def _row(self, fields: Mapping[str, Any]) -> Example | dict[str, Any]:
+        content = {key: value for key, value in fields.items() if key not in ("file_name", "file_names")}
+        if self.category == "image_captioning" and "text" in content:
+            content.setdefault("caption", content.pop("text"))
+        if isinstance(content.get("answer"), str):
+            content.setdefault("answers", [content.pop("answer")])
+        names = fields.get("file_names") or [fields.get("file_name")]
+        for file in names:
+            if not isinstance(file, str) or not file:
+                raise ValueError("has no file_name")
+        # One rule for what content means, in folders and in archives.
+        row = example_from_tar(
+            {"__key__": names[0], ".json": json.dumps(content)}, dataset=self.name, category=self.category
+        )
+        row["images"] = [resolve_path(self.root, file) for file in names]
+        if "category" in row:
+            check_example(row)  # type: ignore[arg-type]
+            if not row["answers"] and "messages" not in row:
+                raise ValueError("has no text, caption, answer or completion")
+        return row
+
+
+def _listed(metadata: Path) -> Iterator[Located]:
+    yield from csv_rows(metadata) if metadata.suffix == ".csv" else jsonl_rows(metadata)
+
+
+def _beside(root: Path) -> Iterator[Located]:
+    groups: dict[Path, dict[str, Path]] = defaultdict(dict)
+    for file in sorted(root.rglob("*")):
+        if file.is_file() and file.suffix.lower() in (*IMAGE_SUFFIXES, ".txt", ".json"):
+            groups[file.with_suffix("")][file.suffix.lower()] = file
+    for group in groups.values():
+        images = [file for suffix, file in group.items() if suffix in IMAGE_SUFFIXES]
+        first = next(iter(group.values()))
+        where = first.relative_to(root).as_posix()
+        text = group.get(".json") or group.get(".txt")
+        if not images:
+            yield where, "has no image of the same name beside it"
+        elif text is None:
+            yield where, "has no .txt or .json of the same name beside it"
+        else:
+            yield (
+                text.relative_to(root).as_posix(),
+                _read_text(text, [image.relative_to(root).as_posix() for image in images]),
+            )
+
+
+def _read_text(file: Path, names: list[str]) -> dict[str, Any] | str:
+    try:
+        text = file.read_text(encoding="utf-8-sig").strip()
+        content = json.loads(text) if file.suffix.lower() == ".json" else {"answers": [text] if text else []}
+    except UnicodeDecodeError:
+        return "not UTF-8 text"
+    except json.JSONDecodeError as error:
+        return f"not readable as JSON: {error.msg} in line {error.lineno}"
+    if isinstance(content, list):
+        content = {"answers": content}
+    return {**content, "file_names": names} if isinstance(content, dict) else "must hold an object or a list"
+
+
+__all__ = ["FolderDataset"]
