@@ -20,7 +20,7 @@ def choose_answer(answers: Sequence[str], choice: str = "draw", seed: int = 0, e
     """One of the answers.
 
     Args:
-        answers (`Sequence[str]`): As published, repeated as often as they were given.
+        answers (`Sequence[str]`): As published, repeated as often as they were given. Blank ones are never chosen.
         choice (`str`, *optional*, defaults to `"draw"`): `"draw"` takes each with its share of the list,
             `"most_common"` the one given most often and of several the one that stands first, `"first"` the first.
         seed (`int`, *optional*, defaults to 0): Seed of the run.
@@ -28,10 +28,13 @@ def choose_answer(answers: Sequence[str], choice: str = "draw", seed: int = 0, e
         row (`int`, *optional*, defaults to 0): Index of the row in its dataset.
 
     Raises:
-        ValueError: If there is no answer, or ``choice`` is another.
+        ValueError: If there is no answer, only blank ones, or ``choice`` is another.
     """
     if not answers:
         raise ValueError("answers is empty: this split is published without them")
+    answers = [answer for answer in answers if answer.strip()]
+    if not answers:
+        raise ValueError("answers are all blank")
     if choice == "first":
         return answers[0]
     if choice == "most_common":

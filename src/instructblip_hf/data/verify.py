@@ -168,7 +168,7 @@ def _check_split(
     for where, example in sample:
         _open(where, example, image_root, report, unreadable)
     again = f"download {' and '.join(file.name for file in files)} again from {spec.homepage}"
-    bad_rows.report(report, "malformed rows", f"{again}, or take the malformed rows out")
+    bad_rows.report(report, "malformed rows", f"{again}; if it is published so, read it with max_bad_rows")
     folders = ", ".join(spec.images)
     there = f"unpack the images into {image_root} (folders: {folders}), or name the folder that has them as image root"
     if partial:

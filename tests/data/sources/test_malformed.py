@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from instructblip_hf.data.answers import choose_answer
 from instructblip_hf.data.jsonl import RowFileError
 from instructblip_hf.data.sources import files
 from instructblip_hf.data.sources.datasets import CatalogDataset
@@ -100,6 +101,26 @@ def test_many_problems_are_counted(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"id": 1}\n' * 25)
     with pytest.raises(RowFileError, match=r"\.\.\. and 15 more"):
         CatalogDataset("hateful_memes", tmp_path)
+
+
+def test_malformed_rows_are_left_out_only_as_far_as_was_said(tmp_path, caplog):
+    write_dataset("hateful_memes", tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"id": 1}\n{"id": 2}\n')
+    dataset = CatalogDataset("hateful_memes", tmp_path, max_bad_rows=2)
+    assert (len(dataset), dataset.bad_rows) == (2, 2)
+    assert "hateful_memes train: 2 malformed rows left out, the first train.jsonl:3: has no image" in caplog.text
+    with pytest.raises(RowFileError):
+        CatalogDataset("hateful_memes", tmp_path, max_bad_rows=1)
+
+
+def test_blank_answers_are_no_answers(tmp_path):
+    write_json(tmp_path / "train.json", [{"image": "a.jpg", "question": "What?", "answers": [{"answer": " "}] * 10}])
+    with pytest.raises(RowFileError, match=r"train\.json\[0\]: has no answer"):
+        CatalogDataset("vizwiz", tmp_path)
+    assert {choose_answer(["", "a", " "], epoch=epoch) for epoch in range(50)} == {"a"}
+    with pytest.raises(ValueError, match="all blank"):
+        choose_answer([""])
 
 
 def test_a_question_without_annotation_is_a_problem(tmp_path):

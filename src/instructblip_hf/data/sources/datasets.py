@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from array import array
 from bisect import bisect_right
@@ -19,6 +20,8 @@ from .files import find_files, find_optional
 from .paths import check_paths, has_paths, resolve_images
 from .table import SOURCES, examples_of
 
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_FRAMES = 4
 """Frames of a video, as in the paper (section 3.1)."""
@@ -56,7 +59,7 @@ def iter_split(name: str, root: str | Path, split: str) -> Iterator[tuple[str, E
             yield where, str(error)
             continue
         for example in examples:
-            unanswered = spec.labelled and not example["answers"] and "messages" not in example
+            unanswered = spec.labelled and not any(map(str.strip, example["answers"])) and "messages" not in example
             yield where, "has no answer" if unanswered else example
 
 
@@ -94,24 +97,34 @@ class CatalogDataset:
         split (`str`, *optional*, defaults to `"train"`): Name of a split in the catalog, or several as `"train+val"`.
         image_root (`str` or `Path`, *optional*): The folder that image paths are relative to and may not leave.
             Defaults to ``root``.
+        max_bad_rows (`int`, *optional*, defaults to 0): How many malformed rows may be left out, with a warning that
+            counts them: published files have their own mistakes.
+
+    Attributes:
+        bad_rows (`int`): How many were left out.
 
     Raises:
         KeyError: If the catalog has no such dataset or split.
         FileNotFoundError: If files or folders are missing.
-        RowFileError: For malformed rows, with one line for each of the first `SHOWN_PROBLEMS`.
+        RowFileError: For more malformed rows than that, with one line for each of the first `SHOWN_PROBLEMS`.
         ValueError: If a file is not the published one, or the split is empty.
     """
 
     def __init__(
-        self, name: str, root: str | Path, split: str = "train", image_root: str | Path | None = None
+        self,
+        name: str,
+        root: str | Path,
+        split: str = "train",
+        image_root: str | Path | None = None,
+        max_bad_rows: int = 0,
     ) -> None:
         self.name, self.split = name, split
         self.image_root = Path(root if image_root is None else image_root)
         if not self.image_root.is_dir():
             raise FileNotFoundError(f"image_root: there is no folder {self.image_root}")
         self._examples = PackedExamples()
+        self.bad_rows = 0
         problems: list[str] = []
-        count = 0
         rows = (row for part in split.split("+") for row in iter_split(name, root, part))
         for where, example in rows:
             if not isinstance(example, str):
@@ -121,12 +134,14 @@ class CatalogDataset:
                     continue
                 except ValueError as error:
                     example = str(error)
-            count += 1
-            if count <= SHOWN_PROBLEMS:
+            self.bad_rows += 1
+            if self.bad_rows <= SHOWN_PROBLEMS:
                 problems.append(f"{where}: {example}")
-        if problems:
-            more = count - SHOWN_PROBLEMS
+        if self.bad_rows > max_bad_rows:
+            more = self.bad_rows - SHOWN_PROBLEMS
             raise RowFileError(problems + ([f"... and {more} more"] if more > 0 else []))
+        if problems:
+            logger.warning("%s %s: %d malformed rows left out, the first %s", name, split, self.bad_rows, problems[0])
         if not len(self._examples):
             raise ValueError(f"{name} {split} in {root} has no rows")
 
