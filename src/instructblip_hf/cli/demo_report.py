@@ -129,9 +129,13 @@ def write_report(
     return page, sheet
 
 
-def _pick(outcomes: list[Outcome]) -> list[Outcome]:
-    """The first few, in the order they were asked: neither the best nor the worst."""
-    return outcomes[:CARDS_PER_TASK]
+def _pick(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The first few of each column in turn, in the order they were asked: neither the best nor the worst."""
+    columns = [
+        [outcome for outcome in outcomes if outcome.group == group]
+        for group in dict.fromkeys(outcome.group for outcome in outcomes)
+    ]
+    return [outcome for row in zip(*columns) for outcome in row][:CARDS_PER_TASK]
 
 
 def knows_notes(parameters: int) -> list[str]:
