@@ -33,6 +33,10 @@ from .loading import LoadedModel
 
 
 RETRAINED = ("qformer", "query_tokens", "language_projection")
+WEIGHTS_SEED = 1_000_000
+"""Added to the demo's seed for the new weights: the seed that the frozen parts were pre-trained with would bring back
+the very weights that they were trained beside, and with them part of the answer."""
+
 SCENES = 8000
 BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
@@ -47,7 +51,7 @@ def run_training_demo(out: Path, seed: int | None, minutes: float) -> None:
     seed = fresh_seed() if seed is None else seed
     print("loading the bundled pre-trained model ...", flush=True)
     loaded = load_bundled("instructblip-shapes-tiny-pretrained")
-    reinitialize(loaded.model, RETRAINED, seed=seed)
+    reinitialize(loaded.model, RETRAINED, seed=WEIGHTS_SEED + seed)
     print(f"new Q-Former, queries and projection: random weights of seed {seed}")
     rows = draw_rows(seed, QUESTIONS_PER_TASK)
     before = answer_rows(loaded, rows, "before", "answering before training")
