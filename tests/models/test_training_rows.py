@@ -172,7 +172,8 @@ def test_only_the_completion_of_a_dialogue_is_learnt(kind: str) -> None:
     inputs = ours.encode_examples([row])
     learnt = [label for label in inputs["labels"][0].tolist() if label != IGNORED]
     assert learnt == [*answer_ids(ours, SECOND_ANSWER), ours.tokenizer.eos_token_id]
-    assert inputs["qformer_input_ids"].tolist() == ours.qformer_tokenizer([SECOND_QUESTION])["input_ids"]
+    questions = f"{QUESTION} {SECOND_QUESTION}"
+    assert inputs["qformer_input_ids"].tolist() == ours.qformer_tokenizer([questions])["input_ids"]
     whole = ours.encode_examples([{"images": [picture()], "messages": [*history, assistant(SECOND_ANSWER)]}])
     assert torch.equal(whole["input_ids"], inputs["input_ids"])
 

@@ -131,17 +131,10 @@ def _generate(loaded: LoadedModel, rows: Sequence[dict[str, Any]]) -> list[str]:
         return_dict=True,
         return_tensors="pt",
         add_generation_prompt=True,
-        # In training the Q-Former reads all of the user's turns.
-        processor_kwargs={**padding_options(loaded), "qformer_text": [_user_text(row) for row in rows]},
+        processor_kwargs=padding_options(loaded),
     )
     ids = loaded.model.generate(**inputs, return_full_text=False, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
     return [text.strip() for text in loaded.processor.batch_decode(ids, skip_special_tokens=True)]
-
-
-def _user_text(row: dict[str, Any]) -> str:
-    if "messages" not in row:
-        return str(row["prompt"])
-    return " ".join(turn["content"] for turn in row["messages"] if turn["role"] == "user")
 
 
 def conversation(row: dict[str, Any]) -> list[dict[str, Any]]:

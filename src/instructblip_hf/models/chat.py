@@ -163,12 +163,13 @@ def fill_images(messages: list[dict[str, Any]], sources: list[Any], images: Sequ
     return list(images)
 
 
-def instruction_of(messages: Sequence[Mapping[str, Any]], all_turns: bool) -> str:
-    """What the Q-Former reads: text of the user's turns, never of an answer.
+def instruction_of(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What the Q-Former reads: the user's turns joined by spaces, never an answer.
+
+    A later question leans on an earlier one ("And where is it?"), and the same rule holds in training and in use.
 
     Args:
         messages (`Sequence[Mapping]`): As `normalize_conversation` returns them.
-        all_turns (`bool`): All user turns joined by spaces; otherwise the last one that has text.
 
     Returns:
         `str`: Empty where no user turn has text.
@@ -179,9 +180,7 @@ def instruction_of(messages: Sequence[Mapping[str, Any]], all_turns: bool) -> st
             # An image between two words separates them.
             text = "".join(part.get("text", " ") for part in message["content"]).strip()
             turns.extend([text] if text else [])
-    if not turns:
-        return ""
-    return " ".join(turns) if all_turns else turns[-1]
+    return " ".join(turns)
 
 
 __all__ = ["DEFAULT_CHAT_TEMPLATE", "fill_images", "instruction_of", "normalize_conversation"]

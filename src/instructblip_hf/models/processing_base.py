@@ -221,8 +221,8 @@ class VisionLanguageProcessor(ProcessorMixin):
             kwargs: Variables of the template; options of the call are accepted here too.
 
         Returns:
-            `str` or `list[str]`, token ids, or a `BatchFeature`. The Q-Former reads the last user turn; where the
-            conversation ends with an answer, as for training, all user turns; never an answer.
+            `str` or `list[str]`, token ids, or a `BatchFeature`. The Q-Former reads all user turns, as
+            in training, and never an answer.
 
         Raises:
             ValueError: If a message is malformed, or image parts and images differ in number.
@@ -262,16 +262,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         if not tokenize:
             return texts if is_batched else texts[0]
 
-        call_options.setdefault(
-            "qformer_text",
-            [
-                instruction_of(
-                    messages,
-                    all_turns=messages[-1]["role"] == "assistant" and not continue_final_message,
-                )
-                for messages, _ in parsed
-            ],
-        )
+        call_options.setdefault("qformer_text", [instruction_of(messages) for messages, _ in parsed])
         if return_tensors not in (None, "auto"):
             call_options["return_tensors"] = return_tensors
         tensor_type = call_options.get("return_tensors")

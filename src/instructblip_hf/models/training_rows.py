@@ -187,9 +187,7 @@ def _read_messages(
     for start, stop in spans[0]:
         segments += [texts[0][position:start], texts[0][start:stop]]
         position = stop
-    # What the Q-Former reads when the model is asked, and all questions where all answers are learnt.
-    instruction = instruction_of(normalized, all_turns=trained > 1 and not is_encoder_decoder)
-    return _Row(name, images, instruction, segments, trained)
+    return _Row(name, images, instruction_of(normalized), segments, trained)
 
 
 # --- encoding -----------------------------------------------------------------------------------------------------

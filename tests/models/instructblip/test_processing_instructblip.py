@@ -490,11 +490,12 @@ def test_the_qformer_reads_the_user_and_never_the_answer() -> None:
         return ours.qformer_tokenizer.decode(inputs["qformer_input_ids"][0], skip_special_tokens=True)
 
     full = conversation(picture())
-    assert instruction(full, add_generation_prompt=True) == "where is it?"
+    both = f"{QUESTION} Where is it?".lower()
+    assert instruction(full, add_generation_prompt=True) == both
     assert instruction(full[:2]) == QUESTION.lower()
     answered = [*full, {"role": "assistant", "content": "In the upper right corner."}]
-    assert instruction(answered) == f"{QUESTION} Where is it?".lower()
-    assert instruction(answered, continue_final_message=True) == "where is it?"
+    assert instruction(answered) == both
+    assert instruction(answered, continue_final_message=True) == both
     system = [{"role": "system", "content": "Describe the image in detail."}, *full[:1]]
     assert instruction(system) == QUESTION.lower()
     image_last = [full[0], full[1], {"role": "user", "content": [{"type": "image", "image": picture(1)}]}]
