@@ -100,7 +100,7 @@ def test_overrides_win(folder):
         (changed(freezing=["qformer"]), "freezing: must be a mapping"),
         (changed(data={"train": "none.jsonl"}), "data.train: there is no file"),
         (changed(data={"train": "recipe.yaml"}), "data.train: recipe.yaml is neither of .jsonl, .csv"),
-        (changed(data={"train": {"imagenet": {}}}), "the one key shapes_world"),
+        (changed(data={"train": {"imagenet": {}}}), "the one key mixture or shapes_world"),
         (changed(data={"train": {"shapes_world": {"examples": 0}}}), "data.train.shapes_world: examples is 0"),
         (changed(data={"train": {"shapes_world": {}}}), "data.train.shapes_world.examples: missing"),
         (changed(data={"train": {"shapes_world": {"examples": 3, "tasks": ["x"]}}}), "task='x' is not one of"),

@@ -18,6 +18,7 @@ _PUBLIC_NAMES = {
     "FREEZING_PRESETS": "arguments",
     "FreezingPolicy": "arguments",
     "FreezingReport": "freezing",
+    "MixtureArguments": "mixture",
     "ModelArguments": "arguments",
     "Recipe": "recipe",
     "RecipeError": "recipe",

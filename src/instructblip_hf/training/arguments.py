@@ -146,8 +146,8 @@ class DataArguments:
 
     Args:
         train (`str` or `dict`):
-            A ``.jsonl`` or ``.csv`` file (relative to the recipe), or ``{shapes_world: {...}}`` with the arguments
-            of `ShapesWorldArguments`.
+            A ``.jsonl`` or ``.csv`` file (relative to the recipe), ``{mixture: {...}}`` with the arguments of
+            `MixtureArguments`, or ``{shapes_world: {...}}`` with those of `ShapesWorldArguments`.
         evaluation (`str` or `dict`, *optional*): The same, for the evaluation loss.
         image_root (`str`, *optional*):
             Folder that image paths in files are relative to, and may not leave. Defaults to each file's folder.

@@ -17,6 +17,7 @@ import yaml
 
 from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
 from .arguments import DataArguments, FreezingPolicy, ModelArguments, ShapesWorldArguments
+from .mixture import resolve_mixture
 from .validation import build, check_mapping, did_you_mean
 
 
@@ -93,12 +94,13 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in SHIPPED_RECIPES.glob("*.yaml"))
 
 
-def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: bool = True) -> Recipe:
     """Reads and checks a recipe.
 
     Args:
         recipe (`str` or `Path`): A YAML file, or the name of one of `shipped_recipes`.
         overrides (`Sequence[str]`, *optional*): Changes to it, like ``training.max_steps=10``; values are YAML.
+        data_files (`bool`, *optional*, defaults to `True`): Whether the files of a mixture have to be there.
 
     Returns:
         `Recipe`: With every value checked and every file present.
@@ -123,11 +125,15 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     problems += found
     data, found = build(DataArguments, data_section, "data")
     problems += found
-    data_paths, found = _resolve_data(data_section, path.parent)
+    data_paths, found = _resolve_data(data_section, path.parent, data_files)
     problems += found
     has_evaluation = isinstance(data_section, dict) and bool(data_section.get("evaluation"))
-    training, found = _check_training(content.get("training", {}), has_evaluation)
+    training_section = content.get("training", {})
+    training, found = _check_training(training_section, has_evaluation)
     problems += found
+    max_steps = training_section.get("max_steps", 0) if isinstance(training_section, dict) else 0
+    if data is not None and _is_mixture(data.train) and isinstance(max_steps, int) and max_steps < 1:
+        problems.append("training.max_steps: missing; a mixture has no end of its own")
     if problems:
         raise RecipeError(path.name, problems)
     return Recipe(path, replace(model, **model_path), freezing, replace(data, **data_paths), training)
@@ -269,12 +275,16 @@ def _resolve_model(section: Any, base: Path) -> tuple[dict[str, str], list[str]]
     return {}, [f"model.path: there is no folder {folder}, nor a bundled checkpoint {name!r} ({bundled})"]
 
 
-def _resolve_data(section: Any, base: Path) -> tuple[dict[str, str], list[str]]:
-    """Absolute paths of the data files, and what is wrong with them."""
+def _is_mixture(source: Any) -> bool:
+    return isinstance(source, dict) and list(source) == ["mixture"]
+
+
+def _resolve_data(section: Any, base: Path, mixture_files: bool) -> tuple[dict[str, Any], list[str]]:
+    """The data with absolute paths, and what is wrong with it."""
     if not isinstance(section, dict):
         return {}, []
     problems: list[str] = []
-    paths: dict[str, str] = {}
+    paths: dict[str, Any] = {}
     if isinstance(section.get("image_root"), str):
         root = base / Path(section["image_root"]).expanduser()
         paths["image_root"] = str(root.resolve())
@@ -289,14 +299,26 @@ def _resolve_data(section: Any, base: Path) -> tuple[dict[str, str], list[str]]:
                 problems.append(f"data.{name}: there is no file {file}")
             elif file.suffix not in DATA_FILE_SUFFIXES:
                 problems.append(f"data.{name}: {file.name} is neither of {', '.join(DATA_FILE_SUFFIXES)}")
+        elif isinstance(source, dict) and _is_mixture(source):
+            where = f"data.{name}.mixture"
+            resolved, found = resolve_mixture(source["mixture"], base, where, mixture_files)
+            problems += found
+            if resolved and (resolved["draws"] is None) == (name == "evaluation"):
+                problems.append(
+                    f"{where}.draws: " + ("missing; say how many rows" if name == "evaluation" else _TRAINING_DRAWS)
+                )
+            paths[name] = {"mixture": resolved}
         elif isinstance(source, dict):
             problems += _check_source(source, f"data.{name}")
     return paths, problems
 
 
+_TRAINING_DRAWS = "may not be set: training draws what training.max_steps needs"
+
+
 def _check_source(source: dict[str, Any], where: str) -> list[str]:
     if list(source) != ["shapes_world"]:
-        return [f"{where}: must be a file or a mapping with the one key shapes_world, not {list(source)}"]
+        return [f"{where}: must be a file or a mapping with the one key mixture or shapes_world, not {list(source)}"]
     place = f"{where}.shapes_world"
     arguments, problems = build(ShapesWorldArguments, source["shapes_world"], place)
     if arguments is not None:

@@ -13,12 +13,15 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.collators import VisionLanguageCollator
 from ..data.jsonl import RowFileDataset
+from ..data.mixture import MixtureDataset
+from ..data.mixture_report import markdown_table, mixture_table
 from ..data.procedural import ShapesWorldDataset
 from ..models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
 from .arguments import DataArguments, ModelArguments, ShapesWorldArguments
 from .initialization import reinitialize
+from .mixture import MixtureArguments, check_same_mixture, open_mixture
 from .recipe import Recipe
-from .trainer import VisionLanguageTrainer
+from .trainer import VisionLanguageTrainer, draws_per_step
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,25 @@ class RecipeRun:
         def describe(source: str | dict[str, Any]) -> str:
             if isinstance(source, str):
                 return f"the rows of `{Path(source).name}`"
+            if "mixture" in source:
+                return _describe_mixture(MixtureArguments(**source["mixture"]))
             settings = ", ".join(f"{key}: {value}" for key, value in source["shapes_world"].items())
             return f"the shapes world ({settings})"
 
-        text = f"Trained on {describe(self.recipe.data.train)}, {self.train_examples:,} examples."
+        unit = "examples"
+        dataset = self.trainer.train_dataset
+        if isinstance(dataset, MixtureDataset):
+            unit = "draws"
+        text = f"Trained on {describe(self.recipe.data.train)}, {self.train_examples:,} {unit}."
         if self.recipe.data.evaluation is not None:
             text += f" Evaluated on {describe(self.recipe.data.evaluation)}."
+        if isinstance(dataset, MixtureDataset):
+            text += "\n\n" + markdown_table(mixture_table(dataset.mixture, len(dataset)))
         return text
+
+
+def _describe_mixture(arguments: MixtureArguments) -> str:
+    return f"a mixture of {len(arguments.datasets)} datasets (balance: {arguments.balance}, form: {arguments.form})"
 
 
 def prepare_run(
@@ -109,12 +124,15 @@ def prepare_run(
     """
     folder = Path(output_dir) if output_dir is not None else recipe.output_dir
     checkpoint = _starting_point(folder, resume)
-    train_dataset = open_dataset(recipe.data.train, recipe.data)
+    args = recipe.training_arguments(folder)
+    train_dataset = open_dataset(recipe.data.train, recipe.data, args.max_steps * draws_per_step(args))
     eval_dataset = open_dataset(recipe.data.evaluation, recipe.data) if recipe.data.evaluation is not None else None
+    if checkpoint is not None and isinstance(train_dataset, MixtureDataset):
+        check_same_mixture(checkpoint, train_dataset.mixture.fingerprint(), draws_per_step(args))
     model, processor = load_model(recipe.model)
     trainer = VisionLanguageTrainer(
         model=model,
-        args=recipe.training_arguments(folder),
+        args=args,
         processing_class=processor,
         freezing=recipe.freezing,
         data_collator=VisionLanguageCollator(
@@ -155,14 +173,19 @@ def load_model(arguments: ModelArguments) -> tuple[InstructBlipForConditionalGen
     return model, processor
 
 
-def open_dataset(source: str | dict[str, Any], arguments: DataArguments) -> RowFileDataset | ShapesWorldDataset:
-    """The rows that ``data.train`` or ``data.evaluation`` names.
+def open_dataset(
+    source: str | dict[str, Any], arguments: DataArguments, draws: int | None = None
+) -> RowFileDataset | ShapesWorldDataset | MixtureDataset:
+    """The rows that ``data.train`` or ``data.evaluation`` names; of a mixture for training, `draws` of them.
 
     Raises:
-        FileNotFoundError, ValueError: As `RowFileDataset` and `ShapesWorld` raise them.
+        FileNotFoundError, ValueError: As `RowFileDataset`, `ShapesWorld` and `open_mixture` raise them.
     """
     if isinstance(source, str):
         return RowFileDataset(source, image_root=arguments.image_root)
+    if "mixture" in source:
+        mixture = MixtureArguments(**source["mixture"])
+        return open_mixture(mixture, mixture.draws or draws or 0)
     arguments_of_world = ShapesWorldArguments(**source["shapes_world"])
     return ShapesWorldDataset(arguments_of_world.world(), arguments_of_world.examples)
 

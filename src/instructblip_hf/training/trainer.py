@@ -12,15 +12,43 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.collators import VisionLanguageCollator
+from ..data.mixture import MixtureDataset, MixtureSampler
 from ..utils.model_card import model_card
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .lora import has_lora, merged_state_dict
+from .mixture import check_same_mixture
 
 
 logger = logging.getLogger(__name__)
+
+
+def draws_per_step(args: TrainingArguments) -> int:
+    """Rows of an optimiser step, over all processes."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+class MixtureState(TrainerCallback, ExportableState):
+    """Has checkpoints say which mixture they were trained on, in the file that Trainer writes its own state into.
+
+    Args:
+        fingerprint (`str`): Of the mixture.
+        draws_per_step (`int`): Rows of an optimiser step, over all processes.
+    """
+
+    def __init__(self, fingerprint: str, draws_per_step: int) -> None:
+        self.fingerprint, self.draws_per_step = fingerprint, draws_per_step
+
+    def state(self) -> dict[str, Any]:
+        """What stands in ``trainer_state.json``, as Trainer wants it."""
+        return {
+            "args": {"fingerprint": self.fingerprint, "draws_per_step": self.draws_per_step},
+            "attributes": {},
+        }
 
 
 class VisionLanguageTrainer(Trainer):
@@ -39,7 +67,8 @@ class VisionLanguageTrainer(Trainer):
         data_collator (`Callable`, *optional*): Defaults to a `VisionLanguageCollator` over `processing_class`.
         train_dataset, eval_dataset (*optional*):
             Rows as above: anything with `__len__` and `__getitem__`, or an `IterableDataset` of torch or `datasets`;
-            `eval_dataset` also as a dict of named sets.
+            `eval_dataset` also as a dict of named sets. A `MixtureDataset` to train on is read in the order of its
+            draws, and a resumed run goes on with the next draw.
         kwargs: Anything else that `transformers.Trainer` takes.
 
     Attributes:
@@ -87,11 +116,36 @@ class VisionLanguageTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if isinstance(train_dataset, MixtureDataset):
+            self.add_callback(MixtureState(train_dataset.mixture.fingerprint(), draws_per_step(args)))
         # Trainer writes its own use_cache into the configuration, which would be published with the weights.
         if configured_use_cache is None:
             config.__dict__.pop("use_cache", None)
         else:
             config.use_cache = configured_use_cache
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's training, which refuses to go on from a checkpoint of another mixture.
+
+        Raises:
+            ValueError: If the checkpoint was trained on another mixture, or with other numbers of rows a step.
+        """
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(str(self.args.output_dir))
+        if checkpoint and isinstance(self.train_dataset, MixtureDataset):
+            fingerprint = self.train_dataset.mixture.fingerprint()
+            check_same_mixture(checkpoint, fingerprint, draws_per_step(self.args))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(train_dataset, MixtureDataset):
+            return super()._get_train_sampler(train_dataset)
+        if self.args.max_steps <= 0:
+            return MixtureSampler(len(train_dataset))
+        # All draws of the training in one epoch, so that Trainer, when it resumes, skips to the very next one.
+        return MixtureSampler(self.args.max_steps * draws_per_step(self.args))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Trainer's loss, computed with frozen modules in evaluation mode."""
