@@ -245,8 +245,9 @@ class RowEncoder:
 
     Args:
         bank (`SceneBank`): Where ``scene_index`` points.
-        unknown_share (`float`, *optional*, defaults to 0.0): Share of a prompt's less important words that are
-            replaced by ``<unk>``, so that words outside the vocabulary do no harm.
+        unknown_share (`float`, *optional*, defaults to 0.0): Share of a prompt's less important words that are lost,
+            one half left out and one replaced by ``<unk>``, for the language model and for the Q-Former each on its
+            own. Other wordings than the ones trained on, and words outside the vocabulary, then do less harm.
         seed (`int`, *optional*, defaults to 0): Seed of these replacements.
     """
 
@@ -276,10 +277,11 @@ class RowEncoder:
             row_labels = [IGNORE_INDEX] * len(row_ids)
             instruction = [self.cls_id]
             for _ in row_turns:
-                prompt, completion = self._blur(next(ids)), [*next(ids), eos]
+                clean, completion = next(ids), [*next(ids), eos]
+                prompt = self._blur(clean)
                 row_ids += prompt + completion
                 row_labels += [IGNORE_INDEX] * len(prompt) + completion
-                instruction += prompt
+                instruction += self._blur(clean)
             inputs.append(row_ids)
             labels.append(row_labels)
             if has_image:
@@ -301,9 +303,15 @@ class RowEncoder:
     def _blur(self, ids: list[int]) -> list[int]:
         if not self.unknown_share:
             return ids
-        hit = self.rng.random(len(ids)) < self.unknown_share
+        chance = self.rng.random(len(ids))
         unknown = self.tokenizer.unk_token_id
-        return [unknown if blurred and token not in self.protected else token for token, blurred in zip(ids, hit)]
+        blurred = []
+        for token, drawn in zip(ids, chance):
+            if token in self.protected or drawn >= self.unknown_share:
+                blurred.append(token)
+            elif drawn < self.unknown_share / 2:
+                blurred.append(unknown)
+        return blurred
 
 
 def answer_loss(

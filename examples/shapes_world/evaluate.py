@@ -148,9 +148,10 @@ def main() -> None:
         accuracy.setdefault(task, {})[column] = round(value, 4)
         print(f"{task:22} {column:14} {value:.3f}", flush=True)
     seconds = round(time.time() - started)
-    command = (
-        f"python examples/shapes_world/evaluate.py --model {args.model} --examples {args.examples} --seed {args.seed}"
-    )
+    command = f"python examples/shapes_world/evaluate.py --model {args.model} --examples {args.examples}"
+    command += f" --seed {args.seed} --output OUTPUT"
+    if args.columns != list(COLUMNS):
+        command += f" --columns {' '.join(args.columns)}"
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     record = {

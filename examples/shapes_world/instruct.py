@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", required=True, help="folder that pretrain.py wrote")
     parser.add_argument("--output", required=True, help="folder for the model")
-    parser.add_argument("--keep-qformer", action="store_true", help="go on from the Q-Former in --pretrained")
+    parser.add_argument("--qformer-from", help="folder whose Q-Former to go on from, instead of a new one")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -95,7 +95,11 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     model = InstructBlipForConditionalGeneration.from_pretrained(args.pretrained, attn_implementation=ATTENTION)
-    if not args.keep_qformer:
+    if args.qformer_from:
+        trained = InstructBlipForConditionalGeneration.from_pretrained(args.qformer_from).state_dict()
+        kept = {name: trained[name] for name in trained if name.startswith(QFORMER_SIDE)}
+        model.load_state_dict({**model.state_dict(), **kept})
+    else:
         reinitialize(model, QFORMER_SIDE, seed=args.seed)
     folder = Path(args.pretrained).parent
     vision = model.vision_model
