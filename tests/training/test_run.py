@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+from transformers import get_scheduler
 
 import instructblip_hf
 from instructblip_hf import InstructBlipForConditionalGeneration
+from instructblip_hf.data.catalog import DATASETS
 from instructblip_hf.training import load_recipe, prepare_run, reinitialize, run_recipe, shipped_recipes
+from official_formats import write_dataset
 from tiny_shapes import save_tiny_checkpoint, tiny_model
 
 
@@ -27,6 +31,7 @@ SMALL = [
     "training.eval_strategy=no",
     "training.save_strategy=no",
     "training.dataloader_num_workers=0",
+    "training.load_best_model_at_end=false",
 ]
 
 
@@ -35,14 +40,41 @@ def checkpoint(tmp_path_factory):
     return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
 
 
+@pytest.fixture(scope="session")
+def seq2seq_checkpoint(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "seq2seq", "seq2seq")
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory):
+    """Copies of the held-in datasets in their official formats, as the recipes want them: shared images in coco."""
+    root = tmp_path_factory.mktemp("datasets")
+    for name, spec in DATASETS.items():
+        if spec.role == "held-in":
+            own = "llava" if name.startswith("llava_") else name
+            write_dataset(name, root / own)
+            if any(images.startswith("train20") for images in spec.images):
+                write_dataset(name, root / "coco")
+    for annotations in (root / "coco").glob("*.json"):
+        annotations.unlink()
+    return root
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_every_recipe_runs(path, checkpoint, tmp_path):
-    changes = [*SMALL, f"model.path={checkpoint}"]
-    recipe = load_recipe(path)
-    if isinstance(recipe.data.evaluation, dict):
+def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, datasets, tmp_path):
+    content = yaml.safe_load(path.read_text())["data"]
+    changes = [*SMALL, f"model.path={seq2seq_checkpoint if 't5' in path.stem else checkpoint}"]
+    if "mixture" in content["train"]:
+        changes += [f"data.train.mixture.root={datasets}", "training.per_device_train_batch_size=32"]
+    if "mixture" in content.get("evaluation", ()):
+        changes.append("data.evaluation.mixture.draws=3")
+    elif "shapes_world" in content.get("evaluation", ()):
         changes.append("data.evaluation.shapes_world.examples=3")
     recipe = load_recipe(path, changes)
-    result = run_recipe(recipe, output_dir=tmp_path / "out")
+    run = prepare_run(recipe, tmp_path / "out")
+    if "mixture" in content["train"]:
+        assert all(run.trainer.train_dataset.mixture.counts(64).values()), "each dataset is read"
+    result = run.run()
     assert result.train_metrics["train_loss"] > 0
     assert (result.eval_metrics.get("eval_loss", 0) > 0) == (recipe.data.evaluation is not None)
     InstructBlipForConditionalGeneration.from_pretrained(result.output_dir)
@@ -52,6 +84,36 @@ def test_every_recipe_runs(path, checkpoint, tmp_path):
 def test_every_recipe_opens_with_the_command_that_runs_it(path):
     name = path.stem if path.stem in shipped_recipes() else path.relative_to(ROOT).as_posix()
     assert path.read_text().splitlines()[0] == f"# instructblip train {name}"
+
+
+PAPER = {"flant5_xl": 192, "flant5_xxl": 64, "vicuna_7b": 128, "vicuna_13b": 64}
+"""Batch sizes of section 3.1, on 16 GPUs."""
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_recipes_of_the_paper_have_its_settings(name):
+    recipe = load_recipe(f"instructblip_{name}", data_files=False)
+    arguments = recipe.training_arguments("out")
+    assert 16 * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == PAPER[name]
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.999, 0.05)
+    assert (arguments.learning_rate, arguments.warmup_steps, arguments.max_steps) == (1e-5, 1000, 60_000)
+    assert (arguments.eval_steps, arguments.save_steps, arguments.load_best_model_at_end) == (3000, 3000, True)
+    mixture = recipe.data.train["mixture"]
+    assert [*mixture["datasets"]] == [name for name, spec in DATASETS.items() if spec.role == "held-in"]
+    assert (mixture["balance"], mixture["form"]) == ("sqrt", "instruction")
+
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    schedule = get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.warmup_steps, arguments.max_steps)
+    rates = []
+    for _ in range(60_001):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    paper = [1e-8 + (1e-5 - 1e-8) * step / 1000 for step in range(1000)]
+    assert rates[:1000] == pytest.approx(paper, abs=1.001e-8), "what the recipes say of the start"
+    assert rates[1000] == pytest.approx(1e-5)
+    assert rates[30_500] == pytest.approx(5e-6)
+    assert rates[60_000] == pytest.approx(0, abs=1e-15)
 
 
 def test_own_images_end_to_end(checkpoint, tmp_path):

@@ -1,4 +1,4 @@
-"""`instructblip data`: the catalog of datasets, and checks of one's own copies."""
+"""`instructblip data`: the catalog of datasets, checks of one's own copies, and what a recipe's mixture amounts to."""
 
 from __future__ import annotations
 
@@ -76,6 +76,56 @@ def verify(
         print("\n".join(report_lines(report)))
     if not report.is_whole:
         raise typer.Exit(1)
+
+
+@data_app.command()
+def stats(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as with train.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="After how many draws; by default after the steps of one process.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it into a picture, such as m.png.")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Sizes of the catalog, without a look at any file.")
+    ] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The table in Markdown.")] = False,
+) -> None:
+    """Show how often a recipe's mixture draws from each dataset, and how many epochs of it that makes."""
+    from ..data.mixture_report import markdown_table, mixture_table, plot_mixture
+    from ..training.mixture import MixtureArguments, mixture_of, open_mixture, published_sizes
+    from ..training.recipe import load_recipe
+
+    with user_errors():
+        checked = load_recipe(recipe, changes or [], data_files=not published)
+        if not isinstance(checked.data.train, dict) or "mixture" not in checked.data.train:
+            fail(f"{checked.path.name} trains on no mixture: data.train has none")
+        arguments = MixtureArguments(**checked.data.train["mixture"])
+        if draws is None:
+            settings = checked.training
+            rows = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
+            draws = rows * settings["max_steps"]
+        if published:
+            mixture = mixture_of(arguments, published_sizes(arguments))
+        else:
+            mixture = open_mixture(arguments, draws).mixture
+        if plot is not None:
+            plot_mixture(mixture, draws, plot)
+    table = mixture_table(mixture, draws)
+    print(markdown_table(table) if as_markdown else "\n".join(_aligned(table)))
+    if plot is not None:
+        print(f"\npicture in {plot}")
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    """Lines of a table whose first column is text and whose others are numbers."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        for row in table
+    ]
 
 
 __all__ = ["data_app"]

@@ -320,9 +320,9 @@ DATASETS: dict[str, DatasetSpec] = {
         category="qa_reading",
         role="held-in",
         splits={
-            "train": Split((("dataset.json",), ("ocrvqa.json",)), optional=("ocr_tokens.json",)),
-            "val": Split((("dataset.json",), ("ocrvqa.json",)), optional=("ocr_tokens.json",)),
-            "test": Split((("dataset.json",), ("ocrvqa.json",)), optional=("ocr_tokens.json",)),
+            "train": Split((("dataset.json",), ("ocrvqa.json",)), about=801_717, optional=("ocr_tokens.json",)),
+            "val": Split((("dataset.json",), ("ocrvqa.json",)), about=100_215, optional=("ocr_tokens.json",)),
+            "test": Split((("dataset.json",), ("ocrvqa.json",)), about=100_215, optional=("ocr_tokens.json",)),
             "all": Split((("dataset.json",), ("ocrvqa.json",)), 1_002_146, True, optional=("ocr_tokens.json",)),
         },
         evaluated_on="test",
@@ -330,7 +330,7 @@ DATASETS: dict[str, DatasetSpec] = {
         images=("images",),
         homepage="https://ocr-vqa.github.io",
         licence="not stated",
-        notes="Splits by the file's split field (1 train, 2 val, 3 test). Its publishers give no OCR; ocr_tokens.json is "
+        notes="Splits by the file's split field (1 train, 2 val, 3 test), of eight, one and one tenth. Its publishers give no OCR; ocr_tokens.json is "
         "a file of one's own, written as TextVQA's.",
     ),
     "textvqa": DatasetSpec(

@@ -31,7 +31,7 @@ class MixtureArguments:
     Args:
         datasets (`dict[str, dict]`): By name, see `PartArguments`; names of the catalog or of one's own choice.
         root (`str`, *optional*): Folder with a folder for each dataset of the catalog, named like it. Their `root`
-            and `image_root` are then relative to it.
+            and `image_root` are then relative to it. An evaluation mixture has that of the training mixture by default.
         balance (`str`, *optional*, defaults to `"sqrt"`): How probabilities follow from sizes, one of `BALANCES`.
         seed (`int`, *optional*, defaults to 0): Seed of the draws, the wordings and the choice of answers.
         draws_per_choice (`int`, *optional*, defaults to 1): Draws in a row from the same dataset.
@@ -140,7 +140,10 @@ def resolve_mixture(section: Any, base: Path, where: str, files: bool = True) ->
     if arguments.root is not None:
         root = base / Path(arguments.root).expanduser()
         if files and not root.is_dir():
-            return {}, [*problems, f"{where}.root: there is no folder {root}"]
+            return {}, [
+                *problems,
+                f"{where}.root: there is no folder {root}; name yours with --set {where}.root=FOLDER",
+            ]
         arguments = replace(arguments, root=str(root.resolve()))
     datasets = {}
     for name, part in arguments.datasets.items():

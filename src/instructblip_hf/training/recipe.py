@@ -279,6 +279,12 @@ def _is_mixture(source: Any) -> bool:
     return isinstance(source, dict) and list(source) == ["mixture"]
 
 
+def _shared_root(train: Any) -> dict[str, Any]:
+    """The root of the training mixture, which the evaluation mixture has too unless it says otherwise."""
+    mixture = train["mixture"] if _is_mixture(train) else None
+    return {"root": mixture["root"]} if isinstance(mixture, dict) and "root" in mixture else {}
+
+
 def _resolve_data(section: Any, base: Path, mixture_files: bool) -> tuple[dict[str, Any], list[str]]:
     """The data with absolute paths, and what is wrong with it."""
     if not isinstance(section, dict):
@@ -301,7 +307,10 @@ def _resolve_data(section: Any, base: Path, mixture_files: bool) -> tuple[dict[s
                 problems.append(f"data.{name}: {file.name} is neither of {', '.join(DATA_FILE_SUFFIXES)}")
         elif isinstance(source, dict) and _is_mixture(source):
             where = f"data.{name}.mixture"
-            resolved, found = resolve_mixture(source["mixture"], base, where, mixture_files)
+            mixture = source["mixture"]
+            if name == "evaluation" and isinstance(mixture, dict):
+                mixture = {**_shared_root(section.get("train")), **mixture}
+            resolved, found = resolve_mixture(mixture, base, where, mixture_files)
             problems += found
             if resolved and (resolved["draws"] is None) == (name == "evaluation"):
                 problems.append(
