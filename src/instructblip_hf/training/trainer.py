@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..data.collators import VisionLanguageCollator
 from ..data.mixture import MixtureDataset, MixtureSampler
 from ..utils.model_card import model_card
+from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture
@@ -68,7 +69,7 @@ class VisionLanguageTrainer(Trainer):
         train_dataset, eval_dataset (*optional*):
             Rows as above: anything with `__len__` and `__getitem__`, or an `IterableDataset` of torch or `datasets`;
             `eval_dataset` also as a dict of named sets. A `MixtureDataset` to train on is read in the order of its
-            draws, and a resumed run goes on with the next draw.
+            draws, and a resumed run goes on with the next draw; logs have losses by dataset.
         kwargs: Anything else that `transformers.Trainer` takes.
 
     Attributes:
@@ -95,6 +96,11 @@ class VisionLanguageTrainer(Trainer):
             data_collator = VisionLanguageCollator(
                 processing_class, is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False))
             )
+        mixtures = [data for data in (train_dataset, eval_dataset) if isinstance(data, MixtureDataset)]
+        names = list(dict.fromkeys(name for data in mixtures for name in data.mixture.names))
+        if names:
+            data_collator = NamingCollator(data_collator, names)
+        self._dataset_losses = {mode: DatasetLosses(names) for mode in ("loss", "eval_loss") if names}
         self.freezing_report: FreezingReport | None = None
         if freezing is not None:
             self.freezing_report = apply_freezing(model, freezing)
@@ -147,11 +153,33 @@ class VisionLanguageTrainer(Trainer):
         # All draws of the training in one epoch, so that Trainer, when it resumes, skips to the very next one.
         return MixtureSampler(self.args.max_steps * draws_per_step(self.args))
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Trainer's loss, computed with frozen modules in evaluation mode."""
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Trainer's loss, computed with frozen modules in evaluation mode; of a mixture it is noted by dataset too."""
         if model.training and self.freezing_report is not None:
             self.freezing_report.hold_frozen_modules_in_eval()
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        datasets, labels = inputs.pop(DATASET_INDEX, None), inputs.get("labels")
+        if datasets is None or labels is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[1]
+        config: Any = self.accelerator.unwrap_model(model).config
+        is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+        losses = self._dataset_losses["loss" if model.training else "eval_loss"]
+        losses.add(logits.detach(), labels, datasets, is_encoder_decoder)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's logs; with a mixture also ``loss/NAME`` and ``eval_loss/NAME`` of each dataset that was drawn."""
+        for key, losses in self._dataset_losses.items():
+            if key in logs:
+                logs = {**logs, **{f"{key}/{name}": value for name, value in losses.take(self.accelerator).items()}}
+        super().log(logs, start_time)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names with weight decay: no biases and norms, whatever a tower calls them, nor any other vector."""
