@@ -102,6 +102,18 @@ def test_the_loss_is_the_mean_over_label_tokens(tmp_path):
     assert losses(trainer)[0] == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_without_images_leave_a_frozen_language_model_s_connector_as_it_is(kind, tmp_path):
+    rows = [{"images": [], "prompt": "what color is red ?", "completion": "red"}] * 8
+    model = tiny_model(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = trainer_for(model, arguments(tmp_path, gradient_accumulation_steps=2), train_dataset=rows)
+    trainer.train()
+    assert all(loss > 0 for loss in losses(trainer))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def test_rows_without_images_train_too(tmp_path):
     rows = [{"images": [], "prompt": "what color is red ?", "completion": "red"}] * 4
     trainer = trainer_for(tiny_model(), arguments(tmp_path), train_dataset=rows, freezing="all")
