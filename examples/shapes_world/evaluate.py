@@ -92,15 +92,14 @@ class Answerer:
                         said = {"type": "text", "text": answers[row][turn]}
                         conversation.append({"role": "assistant", "content": [said]})
                 conversations.append(conversation)
-            # As in training, the Q-Former reads all of the user's turns so far: "it" alone says not what to look at.
-            read = ["" if uninstructed else " ".join(turns[row][: depth + 1]) for row in open_rows]
+            withheld = {"qformer_text": [""] * len(conversations)} if uninstructed else {}
             inputs = self.processor.apply_chat_template(
                 conversations,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
                 add_generation_prompt=True,
-                processor_kwargs={"padding": True, "padding_side": "left", "qformer_text": read},
+                processor_kwargs={"padding": True, "padding_side": "left", **withheld},
             )
             sequences = self.model.generate(**inputs, return_full_text=False, do_sample=False, max_new_tokens=24)
             for row, text in zip(open_rows, self.processor.batch_decode(sequences, skip_special_tokens=True)):
