@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 
+from instructblip_hf import InstructBlipConfig, InstructBlipForConditionalGeneration
 from instructblip_hf.training import FreezingPolicy, apply_freezing
 from instructblip_hf.training.lora import has_lora, merged_state_dict
 from tiny_shapes import tiny_model
@@ -181,3 +183,41 @@ def test_lora_without_peft_names_the_extra(monkeypatch):
 def test_lora_settings_out_of_range(field, value):
     with pytest.raises(ValueError, match=field):
         FreezingPolicy(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("text_config", "millions"),
+    [
+        pytest.param(
+            transformers.T5Config(
+                vocab_size=32128,
+                d_model=2048,
+                d_ff=5120,
+                num_layers=24,
+                num_heads=32,
+                feed_forward_proj="gated-gelu",
+                tie_word_embeddings=False,
+            ),
+            187.3,
+            id="FlanT5-XL",
+        ),
+        pytest.param(transformers.LlamaConfig(vocab_size=32001), 188.8, id="Vicuna-7B"),
+        pytest.param(
+            transformers.LlamaConfig(
+                vocab_size=32001,
+                hidden_size=5120,
+                intermediate_size=13824,
+                num_hidden_layers=40,
+                num_attention_heads=40,
+            ),
+            189.6,
+            id="Vicuna-13B",
+        ),
+    ],
+)
+def test_the_preset_trains_what_the_paper_counts(text_config, millions):
+    """At true size, on the meta device: the paper's 188M trainable parameters, by language model."""
+    config = InstructBlipConfig(qformer_config={"vocab_size": 30523}, text_config=text_config)
+    with torch.device("meta"):
+        model = InstructBlipForConditionalGeneration(config)
+    assert round(apply_freezing(model, "instructblip").trainable / 1e6, 1) == millions
