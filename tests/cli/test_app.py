@@ -72,6 +72,8 @@ def test_interrupting_is_no_crash(checkpoint, images):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Jobs in the background of a shell inherit an interrupt that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     asking.stdin.write("what ?\n")
     asking.stdin.flush()
