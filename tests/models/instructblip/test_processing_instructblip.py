@@ -291,8 +291,9 @@ def test_missing_padding_token_and_number_of_queries() -> None:
 
 def test_a_language_models_tokenizer_in_the_place_of_the_qformers() -> None:
     image_processor, tokenizer, _ = parts()
+    mixed_up = InstructBlipProcessor(image_processor, tokenizer, language_tokenizer("llama"), num_query_tokens=QUERIES)
     with pytest.raises(ValueError, match="qformer_tokenizer has no CLS token"):
-        InstructBlipProcessor(image_processor, tokenizer, language_tokenizer("llama"), num_query_tokens=QUERIES)
+        mixed_up(images=picture(), text=QUESTION)
 
 
 # --- truncation and padding ---------------------------------------------------------------------------------------

@@ -50,11 +50,6 @@ class InstructBlipProcessor(VisionLanguageProcessor):
         chat_template: str | dict[str, str] | None = None,
         max_qformer_length: int | None = None,
     ) -> None:
-        if qformer_tokenizer is not None and qformer_tokenizer.cls_token is None:
-            raise ValueError(
-                "qformer_tokenizer has no CLS token, so it is not the Q-Former's (BERT's in published checkpoints); "
-                "in a saved processor it is in the folder qformer_tokenizer/"
-            )
         self.image_token = self._adopt_image_token(tokenizer)
         self.num_query_tokens = num_query_tokens
         self.max_qformer_length = max_qformer_length
@@ -105,7 +100,9 @@ class InstructBlipProcessor(VisionLanguageProcessor):
 
         Raises:
             ValueError: If an image cannot be read, images and texts or markers do not fit together, or
-                ``max_length`` cannot hold the placeholders.
+                ``max_length`` cannot hold the placeholders; or if ``qformer_tokenizer`` has no CLS token:
+                transformers hands over the language model's tokenizer where it cannot find the Q-Former's, and the
+                Q-Former would read other words without a sign of it.
         """
         return super().__call__(
             images=images,
@@ -135,6 +132,11 @@ class InstructBlipProcessor(VisionLanguageProcessor):
         return [*names, "qformer_input_ids", "qformer_attention_mask"]
 
     def _instruction_inputs(self, instructions: Sequence[str], image_counts: Sequence[int]) -> dict[str, Any]:
+        if self.qformer_tokenizer.cls_token is None:
+            raise ValueError(
+                "qformer_tokenizer has no CLS token, so it is not the Q-Former's (BERT's in published checkpoints); "
+                "in a saved processor it is in the folder qformer_tokenizer/"
+            )
         limits = [self.qformer_tokenizer.model_max_length, self.max_qformer_length]
         limit = min((value for value in limits if value is not None and value < _NO_LIMIT), default=_BERT_POSITIONS)
         repeated = [text for text, count in zip(instructions, image_counts) for _ in range(count)]
