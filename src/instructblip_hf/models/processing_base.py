@@ -22,7 +22,7 @@ from .training_rows import encode_training_rows
 
 
 # A tokenizer without a limit of its own says so with a very large one.
-_NO_LIMIT = 10**9
+NO_LIMIT = 10**9
 _UNSUPPORTED_TEXT_OPTIONS = (
     "text_pair",
     "text_target",
@@ -80,7 +80,38 @@ class VisionLanguageProcessor(ProcessorMixin):
         timeout: float | None = 20.0,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prepare images and prompts for the model. The family's class documents it."""
+        """Prepare images and prompts for the model.
+
+        Args:
+            images (*optional*):
+                An image of any kind that `load_image` takes; a list, one image a text; any number of images with a
+                single text; or a list of images for each text, empty where it has none.
+            text (`str` or `list[str]`, *optional*):
+                Prompts. Placeholders go in front, or where `<image>` stands: one marker an image.
+            videos (`list`, *optional*): A list of frames for each text; frames become images of the sample.
+            audio (`None`): Not taken; named because transformers' callers name it.
+            qformer_text (`str` or `list[str]`, *optional*):
+                What the Q-Former reads, one or one a text; by default the prompts without markers.
+            num_frames (`int`, *optional*, defaults to 4): Most frames of a video, evenly spaced.
+            timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
+            kwargs:
+                ``return_tensors``, ``padding``, ``padding_side``, ``truncation``, ``max_length`` (counts
+                placeholders; only text is cut), ``add_special_tokens``, ``pad_to_multiple_of``,
+                ``return_offsets_mapping`` for the language model's text; options of the image processor; or both
+                kinds in ``text_kwargs`` and ``images_kwargs``.
+
+        Returns:
+            `BatchFeature`: With text ``input_ids`` and ``attention_mask`` (texts, tokens); with images
+            ``pixel_values`` (images, 3, height, width); with both ``qformer_input_ids`` and
+            ``qformer_attention_mask`` (images, instruction tokens), always right-padded with CLS and SEP, a row for
+            each image.
+
+        Raises:
+            ValueError: If an image cannot be read, images and texts or markers do not fit together, or
+                ``max_length`` cannot hold the placeholders; or if ``qformer_tokenizer`` has no CLS token:
+                transformers hands over the language model's tokenizer where it cannot find the Q-Former's, and the
+                Q-Former would read other words without a sign of it.
+        """
         if _any(audio):
             raise ValueError(f"audio must be None, got {type(audio).__name__}: this model has no audio input")
         if images is None and text is None and not _any(videos):
@@ -141,7 +172,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         truncation = getattr(truncation, "value", truncation)
         if truncation is None and max_length is not None and not padding:
             truncation = True
-        if max_length is None and self.tokenizer.model_max_length < _NO_LIMIT:
+        if max_length is None and self.tokenizer.model_max_length < NO_LIMIT:
             max_length = self.tokenizer.model_max_length
         if truncation and truncation != "do_not_truncate" and max_length is not None:
             for row in rows:
@@ -472,4 +503,4 @@ def _mask_of_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int
     return [int(any(begin < stop and end > start for start, stop in spans)) for begin, end in offsets]
 
 
-__all__ = ["VisionLanguageProcessor"]
+__all__ = ["NO_LIMIT", "VisionLanguageProcessor"]

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import BatchFeature
-
 from ..chat import DEFAULT_CHAT_TEMPLATE
-from ..processing_base import VisionLanguageProcessor
+from ..processing_base import NO_LIMIT, VisionLanguageProcessor
 
 
 # BERT's positions, for Q-Former tokenizers that were saved without a limit.
 _BERT_POSITIONS = 512
-_NO_LIMIT = 10**9
 
 
 class InstructBlipProcessor(VisionLanguageProcessor):
@@ -60,61 +57,6 @@ class InstructBlipProcessor(VisionLanguageProcessor):
             chat_template=chat_template if chat_template is not None else DEFAULT_CHAT_TEMPLATE,
         )
 
-    def __call__(
-        self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
-        videos: Any = None,
-        audio: None = None,
-        *,
-        qformer_text: str | Sequence[str] | None = None,
-        num_frames: int = 4,
-        timeout: float | None = 20.0,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        """Prepare images and prompts for the model.
-
-        Args:
-            images (*optional*):
-                An image of any kind that `load_image` takes; a list, one image a text; any number of images with a
-                single text; or a list of images for each text, empty where it has none.
-            text (`str` or `list[str]`, *optional*):
-                Prompts. Placeholders go in front, or where `<image>` stands: one marker an image.
-            videos (`list`, *optional*): A list of frames for each text; frames become images of the sample.
-            audio (`None`): Not taken; named because transformers' callers name it.
-            qformer_text (`str` or `list[str]`, *optional*):
-                What the Q-Former reads, one or one a text; by default the prompts without markers.
-            num_frames (`int`, *optional*, defaults to 4): Most frames of a video, evenly spaced.
-            timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
-            kwargs:
-                ``return_tensors``, ``padding``, ``padding_side``, ``truncation``, ``max_length`` (counts
-                placeholders; only text is cut), ``add_special_tokens``, ``pad_to_multiple_of``,
-                ``return_offsets_mapping`` for the language model's text; options of the image processor; or both
-                kinds in ``text_kwargs`` and ``images_kwargs``.
-
-        Returns:
-            `BatchFeature`: With text ``input_ids`` and ``attention_mask`` (texts, tokens); with images
-            ``pixel_values`` (images, 3, height, width); with both ``qformer_input_ids`` and
-            ``qformer_attention_mask`` (images, instruction tokens), always right-padded with CLS and SEP, a row for
-            each image.
-
-        Raises:
-            ValueError: If an image cannot be read, images and texts or markers do not fit together, or
-                ``max_length`` cannot hold the placeholders; or if ``qformer_tokenizer`` has no CLS token:
-                transformers hands over the language model's tokenizer where it cannot find the Q-Former's, and the
-                Q-Former would read other words without a sign of it.
-        """
-        return super().__call__(
-            images=images,
-            text=text,
-            videos=videos,
-            audio=audio,
-            qformer_text=qformer_text,
-            num_frames=num_frames,
-            timeout=timeout,
-            **kwargs,
-        )
-
     @property
     def tokens_per_image(self) -> int:
         """Placeholder tokens that stand for one image in the language model's prompt."""
@@ -138,7 +80,7 @@ class InstructBlipProcessor(VisionLanguageProcessor):
                 "in a saved processor it is in the folder qformer_tokenizer/"
             )
         limits = [self.qformer_tokenizer.model_max_length, self.max_qformer_length]
-        limit = min((value for value in limits if value is not None and value < _NO_LIMIT), default=_BERT_POSITIONS)
+        limit = min((value for value in limits if value is not None and value < NO_LIMIT), default=_BERT_POSITIONS)
         repeated = [text for text, count in zip(instructions, image_counts) for _ in range(count)]
         encoding = self.qformer_tokenizer(
             repeated,
