@@ -88,6 +88,25 @@ def test_forms_and_slots_reach_the_rows(folder, tmp_path):
     assert run.trainer.train_dataset[0]["prompt"].startswith("[Knowledge-grounded image question answering:okvqa] ")
 
 
+def test_the_shapes_world_is_a_dataset_like_any_other(folder, tmp_path):
+    world = {"examples": 16, "tasks": ["color", "count"], "seed": 3, "templates": "held_out"}
+    mixture = {"datasets": {"shapes": {"shapes_world": world}, "mine": {"file": "own/rows.jsonl"}}, "seed": 5}
+    run = prepare_run(load_recipe(write(folder, recipe_of(mixture, logging_steps=1))), tmp_path / "out")
+    dataset = run.trainer.train_dataset
+    assert dataset.mixture.sizes == {"shapes": 16, "mine": 3}
+    expected = ShapesWorld(3, tasks=["color", "count"], templates="held_out")
+    draws = [dataset.mixture.draw(number) for number in range(20)]
+    assert {draw.dataset for draw in draws} == {"shapes", "mine"}
+    for number, draw in enumerate(draws):
+        if draw.dataset == "shapes":
+            row = expected.example(draw.row)
+            assert (dataset[number]["prompt"], dataset[number]["completion"]) == (row["prompt"], row["completion"])
+            assert dataset[number]["images"][0].tobytes() == row["images"][0].tobytes()
+    run.run()
+    logged = [key for entry in run.trainer.state.log_history for key in entry]
+    assert {"loss/shapes", "loss/mine"} <= {*logged}
+
+
 def changed(**changes):
     return {**GOOD, **changes}
 
@@ -106,11 +125,14 @@ def changed(**changes):
         (changed(root="nowhere"), "data.train.mixture.root: there is no folder"),
         (changed(datasets={"okvqaa": {}}), "datasets.okvqaa: is no dataset of the catalog; did you mean 'okvqa'?"),
         (changed(datasets={"zzz": {}}), "is no dataset of the catalog (instructblip data list)"),
-        (changed(datasets={"x": {"file": "a", "folder": "b"}}), "needs either file or folder"),
+        (changed(datasets={"x": {"file": "a", "folder": "b"}}), "needs one of file, folder, shapes_world"),
         (changed(datasets={"x": {"file": "none.jsonl"}}), "datasets.x.file: there is no file"),
         (changed(datasets={"x": {"file": "recipe.yaml"}}), "recipe.yaml is neither of .jsonl, .csv"),
         (changed(datasets={"x": {"folder": "none"}}), "datasets.x.folder: there is no folder"),
         (changed(datasets={"x": {"folder": "own", "category": "art"}}), "category is 'art'"),
+        (changed(datasets={"x": {"shapes_world": {"tasks": ["color"]}}}), "x.shapes_world.examples: missing"),
+        (changed(datasets={"x": {"shapes_world": {"examples": 3, "tasks": ["x"]}}}), "x.shapes_world: task='x'"),
+        (changed(datasets={"okvqa": {"shapes_world": {"examples": 3}}}), "okvqa is a dataset of the catalog; give"),
         (changed(datasets={"okvqa": {"file": "own/rows.jsonl"}}), "okvqa is a dataset of the catalog; give data"),
         (changed(datasets={"okvqa": {"factor": 0}}), "datasets.okvqa: factor is 0.0; it must be positive"),
         (changed(datasets={"okvqa": {"factor": "much"}}), "datasets.okvqa.factor: must be a number, not 'much'"),

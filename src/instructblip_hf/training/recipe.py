@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
-from .arguments import DataArguments, FreezingPolicy, ModelArguments, ShapesWorldArguments
+from .arguments import DataArguments, FreezingPolicy, ModelArguments
 from .mixture import resolve_mixture
+from .mixture_parts import check_shapes_world
 from .validation import build, check_mapping, did_you_mean
 
 
@@ -328,14 +329,7 @@ _TRAINING_DRAWS = "may not be set: training draws what training.max_steps needs"
 def _check_source(source: dict[str, Any], where: str) -> list[str]:
     if list(source) != ["shapes_world"]:
         return [f"{where}: must be a file or a mapping with the one key mixture or shapes_world, not {list(source)}"]
-    place = f"{where}.shapes_world"
-    arguments, problems = build(ShapesWorldArguments, source["shapes_world"], place)
-    if arguments is not None:
-        try:
-            arguments.world()
-        except (ValueError, ImportError) as error:
-            problems.append(f"{place}: {error}")
-    return problems
+    return check_shapes_world(source["shapes_world"], f"{where}.shapes_world")
 
 
 __all__ = ["Recipe", "RecipeError", "load_recipe", "shipped_recipes"]

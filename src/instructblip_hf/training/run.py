@@ -20,6 +20,7 @@ from ..models.instructblip import InstructBlipForConditionalGeneration, Instruct
 from .arguments import DataArguments, ModelArguments, ShapesWorldArguments
 from .initialization import reinitialize
 from .mixture import MixtureArguments, check_same_mixture, open_mixture
+from .mixture_parts import open_shapes_world
 from .recipe import Recipe
 from .trainer import VisionLanguageTrainer, draws_per_step
 
@@ -186,8 +187,7 @@ def open_dataset(
     if "mixture" in source:
         mixture = MixtureArguments(**source["mixture"])
         return open_mixture(mixture, mixture.draws or draws or 0)
-    arguments_of_world = ShapesWorldArguments(**source["shapes_world"])
-    return ShapesWorldDataset(arguments_of_world.world(), arguments_of_world.examples)
+    return open_shapes_world(ShapesWorldArguments(**source["shapes_world"]))
 
 
 def _starting_point(folder: Path, resume: bool) -> str | None:
