@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipProcessor
+from instructblip_hf.data.collators import VisionLanguageCollator
 from instructblip_hf.data.procedural import ShapesWorldDataset
 from instructblip_hf.data.sources.shapes_world import ShapesWorld
 from instructblip_hf.training import FreezingPolicy, VisionLanguageTrainer
@@ -198,3 +199,24 @@ def test_model_card_says_what_trained(tmp_path):
 def test_without_processor_or_collator():
     with pytest.raises(ValueError, match="processing_class is missing"):
         VisionLanguageTrainer(tiny_model())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_images_give_the_losses_of_repeated_ones(kind, tmp_path):
+    world = ShapesWorldDataset(ShapesWorld(0), 16)
+    rows = [{**world[index], "images": world[index // 2 * 2]["images"]} for index in range(16)]
+    processor, runs, towers = tiny_processor(), [], []
+    for collator in (VisionLanguageCollator(processor, is_encoder_decoder=kind == "seq2seq"), None):
+        model = tiny_model(kind)
+        args = arguments(tmp_path, train_sampling_strategy="sequential")
+        trainer = trainer_for(model, args, train_dataset=rows, data_collator=collator)
+        sizes = []
+        model.vision_model.register_forward_pre_hook(
+            lambda module, args, kwargs, sizes=sizes: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
+        )
+        trainer.train()
+        runs.append((losses(trainer), model.language_projection.weight.detach()))
+        towers.append(sizes)
+    assert towers == [[4, 4], [2, 2]]
+    assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-5)
+    torch.testing.assert_close(runs[1][1], runs[0][1], rtol=1e-4, atol=1e-5)

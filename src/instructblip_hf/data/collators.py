@@ -19,6 +19,9 @@ class VisionLanguageCollator:
         max_completion_length (`int`, *optional*): Most tokens of the last answer, end token included.
         pad_to_multiple_of (`int`, *optional*): Pads rows to such a length.
         return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
+        share_images (`bool`, *optional*, defaults to `False`):
+            Whether an image of several rows is given once, with ``image_index``. Models of this package take it,
+            stock transformers' do not.
     """
 
     processor: Any
@@ -27,6 +30,7 @@ class VisionLanguageCollator:
     max_completion_length: int | None = None
     pad_to_multiple_of: int | None = None
     return_tensors: str = "pt"
+    share_images: bool = False
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """A batch of rows, see `InstructBlipProcessor.encode_examples` for rows, shapes and errors."""
@@ -37,6 +41,7 @@ class VisionLanguageCollator:
             max_completion_length=self.max_completion_length,
             pad_to_multiple_of=self.pad_to_multiple_of,
             return_tensors=self.return_tensors,
+            share_images=self.share_images,
         )
 
 

@@ -16,6 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..constants import IMAGE_TOKEN
 from ..utils.images import is_single_image, load_image, sample_frames
+from ..utils.same_images import distinct_images, source_key
 from .chat import fill_images, instruction_of, normalize_conversation
 from .prompt_tokens import encode_texts, pad_rows, truncate_row
 from .training_rows import encode_training_rows
@@ -200,18 +201,28 @@ class VisionLanguageProcessor(ProcessorMixin):
         options: dict[str, Any],
         timeout: float | None,
         sample_name: str = "sample",
+        share_images: bool = False,
     ) -> dict[str, Any]:
         loaded = []
+        known: dict[Any, Any] = {}
         for sample, sources in enumerate(image_lists):
             for index, source in enumerate(sources):
+                key = source_key(source) if share_images else None
                 try:
-                    loaded.append(load_image(source, timeout=timeout))
+                    image = known[key] if key in known else load_image(source, timeout=timeout)
                 except ValueError as error:
                     raise ValueError(f"image {index} of {sample_name} {sample}: {error}") from error
+                loaded.append(image)
+                if key is not None:
+                    known[key] = image
         if any("float" in str(getattr(source, "dtype", "")) for sources in image_lists for source in sources):
             # Floats 0-1 have become 8-bit images, which need the scaling that a caller with floats turns off.
             options = {key: value for key, value in options.items() if key != "do_rescale"}
-        return dict(self.image_processor(loaded, **options))
+        if not share_images:
+            return dict(self.image_processor(loaded, **options))
+        distinct, image_index = distinct_images(loaded)
+        data = dict(self.image_processor(distinct, **options))
+        return {**data, "image_index": image_index} if len(distinct) < len(loaded) else data
 
     # --- chat -----------------------------------------------------------------------------------------------------
 
@@ -365,6 +376,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         pad_to_multiple_of: int | None = None,
         timeout: float | None = 20.0,
         return_tensors: str | None = "pt",
+        share_images: bool = False,
     ) -> BatchFeature:
         """Prepare training rows, with labels on the answers alone.
 
@@ -384,11 +396,15 @@ class VisionLanguageProcessor(ProcessorMixin):
             pad_to_multiple_of (`int`, *optional*): Pads rows to such a length.
             timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
             return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, `"np"` or `None` for lists.
+            share_images (`bool`, *optional*, defaults to `False`):
+                Whether an image that stands in several places is given once. The batch then has ``image_index``,
+                which the models of this package take; without repeats it is as ever.
 
         Returns:
             `BatchFeature`: ``input_ids``, ``attention_mask``, ``labels`` (batch, tokens), right-padded; with images
             also ``pixel_values`` (images, 3, height, width), and for the Q-Former ``qformer_input_ids`` and
-            ``qformer_attention_mask`` (images, tokens).
+            ``qformer_attention_mask`` (images, tokens). Where images are shared, ``pixel_values`` hold the distinct
+            ones and ``image_index`` (images,) says which of them each image of the text is.
 
         Raises:
             ValueError: If a row cannot be made into an example; it names the row and what is wrong.
@@ -405,7 +421,8 @@ class VisionLanguageProcessor(ProcessorMixin):
         data = rows.data
         if any(counts):
             data.update(self._instruction_inputs(rows.instructions, counts))
-            data.update(self._image_inputs(rows.images, {"return_tensors": return_tensors}, timeout, "row"))
+            options = {"return_tensors": return_tensors}
+            data.update(self._image_inputs(rows.images, options, timeout, "row", share_images))
         return BatchFeature(data, tensor_type=return_tensors)
 
     # --- decoding -------------------------------------------------------------------------------------------------

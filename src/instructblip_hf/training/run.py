@@ -141,6 +141,7 @@ def prepare_run(
             is_encoder_decoder=model.config.is_encoder_decoder,
             max_prompt_length=recipe.data.max_prompt_length,
             max_completion_length=recipe.data.max_completion_length,
+            share_images=args.n_gpu <= 1,
         ),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

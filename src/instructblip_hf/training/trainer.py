@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.collators import VisionLanguageCollator
 from ..data.mixture import MixtureDataset, MixtureSampler
+from ..models.modeling_base import VisionLanguageModel
 from ..utils.model_card import model_card
 from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
@@ -91,11 +92,16 @@ class VisionLanguageTrainer(Trainer):
         eval_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
+        if args is None:
+            args = TrainingArguments()
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("processing_class is missing: give the model's processor, or a data_collator")
             data_collator = VisionLanguageCollator(
-                processing_class, is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False))
+                processing_class,
+                is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
+                # Other models know no image_index, and torch's DataParallel would split it without its images.
+                share_images=isinstance(model, VisionLanguageModel) and args.n_gpu <= 1,
             )
         mixtures = [data for data in (train_dataset, eval_dataset) if isinstance(data, MixtureDataset)]
         names = list(dict.fromkeys(name for data in mixtures for name in data.mixture.names))
@@ -106,8 +112,6 @@ class VisionLanguageTrainer(Trainer):
         if freezing is not None:
             self.freezing_report = apply_freezing(model, freezing)
             logger.info("what trains:\n%s", self.freezing_report)
-        if args is None:
-            args = TrainingArguments()
         # Rows hold images and text under names that no forward() has, and only the collator can read them.
         args.remove_unused_columns = False
         if args.label_names is None:

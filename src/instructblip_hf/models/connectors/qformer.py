@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 
 from ..attention import attend
+from .shared_images import SharedImages
 
 
 class QFormerEmbeddings(nn.Module):
@@ -80,13 +81,26 @@ class QFormerMultiHeadAttention(nn.Module):
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, tokens, head size]
 
     def forward(
-        self, hidden_states: torch.Tensor, source: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        hidden_states: torch.Tensor,
+        source: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        shared: SharedImages | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query = self._heads(self.query(hidden_states))
-        key, value = self._heads(self.key(source)), self._heads(self.value(source))
+        query, key, value = self.query(hidden_states), self.key(source), self.value(source)
+        if shared is not None:
+            query, key, value = shared.gather_queries(query), shared.copy_keys(key), shared.copy_keys(value)
         output, probabilities = attend(
-            self, query, key, value, attention_mask, self.config.attention_probs_dropout_prob
+            self,
+            self._heads(query),
+            self._heads(key),
+            self._heads(value),
+            attention_mask,
+            self.config.attention_probs_dropout_prob,
         )
+        if shared is not None:
+            output = shared.scatter_outputs(output)
+            probabilities = shared.scatter_probabilities(probabilities) if probabilities is not None else None
         return output.flatten(2), probabilities
 
 
@@ -116,9 +130,10 @@ class QFormerAttention(nn.Module):
         hidden_states: torch.Tensor,
         source: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        shared: SharedImages | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, probabilities = self.attention(
-            hidden_states, hidden_states if source is None else source, attention_mask
+            hidden_states, hidden_states if source is None else source, attention_mask, shared
         )
         return self.output(attended, hidden_states), probabilities
 
@@ -157,6 +172,7 @@ class QFormerLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
         query_length: int,
+        shared: SharedImages | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         hidden_states, self_probabilities = self.attention(hidden_states, attention_mask=attention_mask)
         queries, text = hidden_states[:, :query_length], hidden_states[:, query_length:]
@@ -167,7 +183,7 @@ class QFormerLayer(GradientCheckpointingLayer):
                 if encoder_hidden_states is None:
                     raise ValueError("encoder_hidden_states are needed: the queries attend to the image")
                 queries, cross_probabilities = self.crossattention(
-                    queries, encoder_hidden_states, encoder_attention_mask
+                    queries, encoder_hidden_states, encoder_attention_mask, shared
                 )
             streams.append(self.output_query(self.intermediate_query(queries), queries))
         if text.shape[1]:
@@ -192,13 +208,14 @@ class QFormerEncoder(nn.Module):
         query_length: int = 0,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        shared: SharedImages | None = None,
     ) -> BaseModelOutputWithCrossAttentions:
         all_hidden_states: tuple[torch.Tensor, ...] | None = (hidden_states,) if output_hidden_states else None
         attentions: tuple[torch.Tensor, ...] | None = () if output_attentions else None
         cross_attentions: tuple[torch.Tensor, ...] | None = () if output_attentions else None
         for layer in self.layer:
             hidden_states, self_probabilities, cross_probabilities = layer(
-                hidden_states, encoder_hidden_states, attention_mask, encoder_attention_mask, query_length
+                hidden_states, encoder_hidden_states, attention_mask, encoder_attention_mask, query_length, shared
             )
             if all_hidden_states is not None:
                 all_hidden_states += (hidden_states,)

@@ -19,6 +19,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..composition import load_language_model, load_vision_tower
+from ..connectors.shared_images import check_image_index
 from ..language_models.adapter import run_language_model
 from ..modeling_base import VisionLanguageModel
 from .configuration_instructblip import InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
@@ -208,6 +209,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        image_index: torch.Tensor | None = None,
     ) -> InstructBlipImageFeatures:
         """Vision tower, Q-Former and projection.
 
@@ -223,12 +225,18 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
             output_hidden_states (`bool`, *optional*): Also of vision tower and Q-Former.
             output_attentions (`bool`, *optional*): Also of vision tower and Q-Former; needs eager attention.
+            image_index (`torch.LongTensor`, *optional*):
+                Shape (images in the text,), in reading order: for each the row of ``pixel_values`` or
+                ``image_embeds`` that it is, which then hold every image once, however often it is asked about. By
+                default one each.
 
         Returns:
-            [`InstructBlipImageFeatures`]: ``pooler_output`` has shape (images, queries, language model hidden).
+            [`InstructBlipImageFeatures`]: ``pooler_output`` has shape (images, queries, language model hidden), with
+            ``image_index`` (images in the text, queries, language model hidden).
 
         Raises:
-            ValueError: If both or neither of pixels and features are given, or an image lacks its instruction.
+            ValueError: If both or neither of pixels and features are given, an image lacks its instruction, or
+                ``image_index`` does not fit or comes with video.
         """
         if (pixel_values is None) == (image_embeds is None):
             raise ValueError("give either pixel_values or image_embeds")
@@ -236,6 +244,11 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
         frames = 1
         if pixel_values is not None:
             if pixel_values.dim() == 5:
+                if image_index is not None:
+                    raise ValueError(
+                        "image_index counts images, and cannot be combined with pixel_values of shape (batch, frames, 3, "
+                        "height, width): give frames as images, (frames of all rows, 3, height, width)"
+                    )
                 frames = pixel_values.shape[1]
                 pixel_values = pixel_values.flatten(0, 1)
             options: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolate_pos_encoding else {}
@@ -246,7 +259,9 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             vision_outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **options)
         features: Any = image_embeds if vision_outputs is None else vision_outputs.last_hidden_state
 
-        images = features.shape[0]
+        if image_index is not None:
+            image_index = check_image_index(image_index, features.shape[0])
+        images = features.shape[0] if image_index is None else image_index.shape[0]
         queries = self.query_tokens.expand(images, -1, -1)
         qformer_input_ids, attention_mask = self._instructions(
             qformer_input_ids, qformer_attention_mask, images, frames
@@ -264,6 +279,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
+            encoder_index=image_index,
         )
         query_output = qformer_outputs.last_hidden_state[:, : queries.shape[1]]
         return InstructBlipImageFeatures(
@@ -317,6 +333,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        image_index: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> InstructBlipForConditionalGenerationModelOutput | tuple[Any, ...]:
         """Logits, and with labels the loss, for a batch whose rows hold no, one or several images.
@@ -341,6 +358,8 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             output_hidden_states (`bool`, *optional*): Of all three parts.
             output_attentions (`bool`, *optional*): Of all three parts; needs eager attention.
             return_dict (`bool`, *optional*): `False` for a tuple.
+            image_index (`torch.LongTensor`, *optional*):
+                Shape (images in the text,), for rows that share images, see [`get_image_features`].
             kwargs: For the language model; ``num_items_in_batch`` for the loss.
 
         Returns:
@@ -359,6 +378,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
                 interpolate_pos_encoding,
                 output_hidden_states,
                 output_attentions,
+                image_index,
             )
         inputs_embeds = self.place_image_features(
             input_ids, inputs_embeds, features.pooler_output if features is not None else None
@@ -400,6 +420,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
         image_embeds: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         return_full_text: bool = True,
+        image_index: torch.Tensor | None = None,
         **generate_kwargs: Any,
     ) -> torch.Tensor | ModelOutput:
         """Answer. The images are encoded once, also for beams and several sequences.
@@ -411,6 +432,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             return_full_text (`bool`, *optional*, defaults to `True`):
                 Whether a causal model's sequences start with the prompt, as stock transformers returns them.
                 `False` returns the completion alone. Sequence-to-sequence models never return the prompt.
+            image_index (`torch.LongTensor`, *optional*): As in [`forward`].
             generate_kwargs: As for `transformers.GenerationMixin.generate`; defaults are ``generation_config``'s.
 
         Returns:
@@ -428,9 +450,10 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
                 qformer_attention_mask,
                 image_embeds,
                 interpolate_pos_encoding,
+                image_index=image_index,
             ).pooler_output
             if input_ids is None and inputs_embeds is None:
-                rows = len(image_features if pixel_values is None else pixel_values)
+                rows = len(image_features if pixel_values is None or image_index is not None else pixel_values)
                 input_ids = self._image_prompt(rows, image_features)
         inputs_embeds = self.place_image_features(input_ids, inputs_embeds, image_features)
         return self.generate_from_embeddings(

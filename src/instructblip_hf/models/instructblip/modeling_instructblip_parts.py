@@ -17,6 +17,7 @@ from ..attention import check_attentions_available
 from ..composition import load_part
 from ..connectors.qformer import QFormerEmbeddings, QFormerEncoder
 from ..connectors.qformer_from_bert import bert_shape, copy_bert_weights
+from ..connectors.shared_images import SharedImages
 from ..modeling_base import StrictLoadingMixin
 from ..vision_towers.eva_vit import EvaVitEmbeddings, EvaVitEncoder
 from .configuration_instructblip import InstructBlipQFormerConfig, InstructBlipVisionConfig
@@ -146,6 +147,7 @@ class InstructBlipQFormerModel(InstructBlipPart):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        encoder_index: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
         """Run queries, text or both.
 
@@ -156,11 +158,14 @@ class InstructBlipQFormerModel(InstructBlipPart):
                 (batch, 1, queries + text, queries + text).
             position_ids (`torch.LongTensor`, *optional*): Shape (batch, text); by default 0, 1, 2, ...
             query_embeds (`torch.Tensor`, *optional*): Shape (batch, queries, hidden).
-            encoder_hidden_states (`torch.Tensor`, *optional*): Shape (batch, image tokens, image hidden).
-            encoder_attention_mask (`torch.Tensor`, *optional*): Shape (batch, image tokens).
+            encoder_hidden_states (`torch.Tensor`, *optional*): Shape (batch, image tokens, image hidden), or with
+                ``encoder_index`` (images, image tokens, image hidden).
+            encoder_attention_mask (`torch.Tensor`, *optional*): Shape (batch, image tokens) or (images, image tokens).
             output_hidden_states (`bool`, *optional*): Also return the states before and after every layer.
             output_attentions (`bool`, *optional*): Also return self- and cross-attentions; needs eager attention.
             return_dict (`bool`, *optional*): `False` for a tuple.
+            encoder_index (`torch.LongTensor`, *optional*):
+                Shape (batch,), the image that each row reads, so that rows share its keys and values.
 
         Returns:
             `BaseModelOutputWithPoolingAndCrossAttentions`: ``last_hidden_state`` (batch, queries + text, hidden).
@@ -179,13 +184,21 @@ class InstructBlipQFormerModel(InstructBlipPart):
             self_mask = create_bidirectional_mask(
                 config=self.config, inputs_embeds=states, attention_mask=attention_mask
             )
+        shared = None
+        if encoder_index is not None and encoder_hidden_states is not None:
+            shared = SharedImages.of(encoder_index.to(states.device), encoder_hidden_states.shape[0])
         cross_mask: Any = None
         if encoder_attention_mask is not None and encoder_hidden_states is not None:
+            queries = states[:, :query_length]
+            if shared is not None:
+                queries = shared.like_gathered(queries)
+                encoder_attention_mask = shared.copy_keys(encoder_attention_mask)
             cross_mask = create_bidirectional_mask(
                 config=self.config,
-                inputs_embeds=states[:, :query_length],
+                inputs_embeds=queries,
                 attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
+                # Of these the shape alone is read, and the mask may have a row for every row of queries.
+                encoder_hidden_states=encoder_hidden_states[:1].expand(len(queries), -1, -1),
             )
         encoded = self.encoder(
             states,
@@ -195,6 +208,7 @@ class InstructBlipQFormerModel(InstructBlipPart):
             query_length,
             output_hidden_states,
             output_attentions,
+            shared,
         )
         outputs = BaseModelOutputWithPoolingAndCrossAttentions(
             pooler_output=encoded.last_hidden_state[:, 0], **encoded

@@ -1,0 +1,105 @@
+"""Several questions on one image: which rows of a batch read which image, and attention that reads it once.
+
+Projecting the image to keys and values is most of the work of cross-attention, so it is done once an image. The
+queries of all rows on an image then attend in one go, as one longer row of queries: no copy of keys and values is
+made. Attention treats every query by itself, so results are those of the repeated form up to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+MOST_PADDING = 2.0
+"""Rows with room for as many questions as the most-asked image has, over rows: above it keys and values are copied."""
+
+
+@dataclass(frozen=True)
+class SharedImages:
+    """Rows that read images through an index.
+
+    Args:
+        index (`torch.LongTensor`): Shape (rows,), the image that each row reads.
+        images (`int`): Number of images.
+        places (`torch.LongTensor`, *optional*): Shape (rows,), each row's place among ``images * room`` places; `None`
+            where the images are asked so unevenly that copies of keys and values cost less.
+        room (`int`, *optional*, defaults to 1): Places an image.
+    """
+
+    index: torch.Tensor
+    images: int
+    places: torch.Tensor | None = None
+    room: int = 1
+
+    @classmethod
+    def of(cls, index: torch.Tensor, images: int) -> SharedImages:
+        """The way to read `images` images that `index` asks for."""
+        if torch.compiler.is_compiling() or not len(index):
+            # Counting depends on the values of the index, which a compiled graph does not.
+            return cls(index, images)
+        counts = torch.bincount(index, minlength=images)
+        room = int(counts.max())
+        if images * room > MOST_PADDING * len(index):
+            return cls(index, images)
+        by_image = torch.argsort(index, stable=True)
+        starts = (counts.cumsum(0) - counts)[index[by_image]]
+        within = torch.empty_like(index)
+        within[by_image] = torch.arange(len(index), device=index.device) - starts
+        return cls(index, images, index * room + within, room)
+
+    def gather_queries(self, query: torch.Tensor) -> torch.Tensor:
+        """From (rows, queries, hidden) to (images, room * queries, hidden); rows as they are where copies cost less."""
+        if self.places is None:
+            return query
+        rows = query.new_zeros(self.images * self.room, *query.shape[1:]).index_copy(0, self.places, query)
+        return rows.view(self.images, self.room * query.shape[1], query.shape[2])
+
+    def copy_keys(self, states: torch.Tensor) -> torch.Tensor:
+        """Keys, values or their mask, of shape (images, ...): as they are, or where queries stay in rows, (rows, ...)."""
+        return states.index_select(0, self.index) if self.places is None else states
+
+    def scatter_outputs(self, output: torch.Tensor) -> torch.Tensor:
+        """From (images, room * queries, ...) back to (rows, queries, ...)."""
+        if self.places is None:
+            return output
+        rows = output.reshape(self.images * self.room, -1, *output.shape[2:])
+        return rows.index_select(0, self.places)
+
+    def scatter_probabilities(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """From (images, heads, room * queries, keys) to (rows, heads, queries, keys)."""
+        return self.scatter_outputs(probabilities.transpose(1, 2)).transpose(1, 2)
+
+    def like_gathered(self, states: torch.Tensor) -> torch.Tensor:
+        """Something of the shape that `gather_queries` makes of (rows, queries, hidden), for mask functions."""
+        if self.places is None:
+            return states
+        return states[:1, :1].expand(self.images, self.room * states.shape[1], -1)
+
+
+def check_image_index(index: Any, images: int) -> torch.Tensor:
+    """The index, once it is known to fit.
+
+    Args:
+        index (`torch.LongTensor`): Shape (images in the text,), row of ``pixel_values`` or ``image_embeds`` each reads.
+        images (`int`): Number of those rows.
+
+    Returns:
+        `torch.LongTensor`: The index.
+
+    Raises:
+        ValueError: If it has another shape or type, or names an image that is not there.
+    """
+    if not isinstance(index, torch.Tensor) or index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
+        got = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, torch.Tensor) else type(index).__name__
+        raise ValueError(f"image_index must be integers of shape (images in the text,), got {got}")
+    if not torch.compiler.is_compiling() and len(index) and not (0 <= int(index.min()) <= int(index.max()) < images):
+        raise ValueError(
+            f"image_index names images {int(index.min())} to {int(index.max())}; there are {images}, numbered from 0"
+        )
+    return index.long()
+
+
+__all__ = ["MOST_PADDING", "SharedImages", "check_image_index"]

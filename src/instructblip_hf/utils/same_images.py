@@ -1,0 +1,51 @@
+"""Which images of a batch are the same one: several questions on one image need it only once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from PIL import Image
+
+
+def source_key(source: Any) -> Hashable | None:
+    """What two sources of surely the same image have in common, without opening them; `None` if nothing is known.
+
+    Paths and addresses are known by their text, everything else by being the same object.
+    """
+    if isinstance(source, dict):
+        source = source.get("bytes") or source.get("path") or source
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    # Readers are at another place the second time.
+    return None if hasattr(source, "read") else id(source)
+
+
+def distinct_images(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
+    """Images of equal size and pixels once each.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): RGB images, as `load_image` gives them.
+
+    Returns:
+        The distinct ones in the order of their first appearance, and for each of `images` its place among them.
+    """
+    places: dict[Hashable, int] = {}
+    by_object: dict[int, int] = {}
+    distinct: list[Image.Image] = []
+    index = []
+    for image in images:
+        place = by_object.get(id(image))
+        if place is None:
+            key = (image.size, hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+            place = places.setdefault(key, len(distinct))
+            by_object[id(image)] = place
+            if place == len(distinct):
+                distinct.append(image)
+        index.append(place)
+    return distinct, index
+
+
+__all__ = ["distinct_images", "source_key"]
