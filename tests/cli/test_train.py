@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 from PIL import Image
 
 from instructblip_hf.training import shipped_recipes
@@ -87,6 +88,21 @@ def test_bad_rows_are_refused_by_file_and_line(run, recipe):
     assert result.exit_code == 2
     assert "error: rows.jsonl:5: there is no image 'gone.png'" in result.stderr
     assert "error: rows.jsonl:6: has no prompt" in result.stderr
+
+
+def test_print_shows_the_merged_recipe_and_trains_nothing(run, recipe):
+    result = run("train", "instructblip_flant5_xl", "--print", "--set", "training.max_steps=7")
+    assert result.exit_code == 0, result.output
+    shown = yaml.safe_load(result.stdout)
+    assert shown["model"]["path"] == "Salesforce/instructblip-flan-t5-xl"
+    assert shown["training"]["max_steps"] == 7
+    assert shown["training"]["warmup_steps"] == 1000, "of the recipe that it extends"
+    assert "extends" not in shown
+    assert run("train", recipe, "--print").exit_code == 0
+    assert not (recipe.parent / "flags").exists()
+    for arguments in (["--print"], [recipe, "--print", "--set", "nonsense"], ["gone.yaml", "--print"]):
+        result = run("train", *arguments)
+        assert (result.exit_code, result.stderr.count("error: ")) == (2, 1)
 
 
 def test_without_a_recipe_the_shipped_ones_are_named(run):

@@ -5,14 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import get_scheduler
 
 import instructblip_hf
 from instructblip_hf import InstructBlipForConditionalGeneration
 from instructblip_hf.data.catalog import DATASETS
-from instructblip_hf.training import load_recipe, prepare_run, reinitialize, run_recipe, shipped_recipes
+from instructblip_hf.training import (
+    load_recipe,
+    prepare_run,
+    read_recipe,
+    reinitialize,
+    run_recipe,
+    shipped_recipes,
+)
 from official_formats import write_dataset
 from tiny_shapes import save_tiny_checkpoint, tiny_model
 
@@ -47,10 +53,10 @@ def seq2seq_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def datasets(tmp_path_factory):
-    """Copies of the held-in datasets in their official formats, as the recipes want them: shared images in coco."""
+    """Copies of the recipes' datasets in their official formats, as the recipes want them: shared images in coco."""
     root = tmp_path_factory.mktemp("datasets")
     for name, spec in DATASETS.items():
-        if spec.role == "held-in":
+        if spec.role == "held-in" or name == "scienceqa":
             own = "llava" if name.startswith("llava_") else name
             write_dataset(name, root / own)
             if any(images.startswith("train20") for images in spec.images):
@@ -62,13 +68,13 @@ def datasets(tmp_path_factory):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, datasets, tmp_path):
-    content = yaml.safe_load(path.read_text())["data"]
+    content = read_recipe(path).content["data"]
     changes = [*SMALL, f"model.path={seq2seq_checkpoint if 't5' in path.stem else checkpoint}"]
     if "mixture" in content["train"]:
         changes += [f"data.train.mixture.root={datasets}", "training.per_device_train_batch_size=32"]
-    if "mixture" in content.get("evaluation", ()):
+    if "mixture" in (content.get("evaluation") or ()):
         changes.append("data.evaluation.mixture.draws=3")
-    elif "shapes_world" in content.get("evaluation", ()):
+    elif "shapes_world" in (content.get("evaluation") or ()):
         changes.append("data.evaluation.shapes_world.examples=3")
     recipe = load_recipe(path, changes)
     run = prepare_run(recipe, tmp_path / "out")
@@ -77,7 +83,8 @@ def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, datasets, tmp_p
     result = run.run()
     assert result.train_metrics["train_loss"] > 0
     assert (result.eval_metrics.get("eval_loss", 0) > 0) == (recipe.data.evaluation is not None)
-    InstructBlipForConditionalGeneration.from_pretrained(result.output_dir)
+    saved = InstructBlipForConditionalGeneration.from_pretrained(result.output_dir)
+    assert saved.config.qformer_config.use_qformer_text_input is recipe.model.qformer_instruction
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -114,6 +121,49 @@ def test_the_recipes_of_the_paper_have_its_settings(name):
     assert rates[1000] == pytest.approx(1e-5)
     assert rates[30_500] == pytest.approx(5e-6)
     assert rates[60_000] == pytest.approx(0, abs=1e-15)
+
+
+FINETUNING = {
+    "scienceqa": ("scienceqa", "train_image"),
+    "ocr_vqa": ("ocr_vqa", "train"),
+    "okvqa": ("okvqa", "train"),
+    "aokvqa": ("aokvqa", "train"),
+}
+
+
+@pytest.mark.parametrize("name", FINETUNING)
+def test_the_finetuning_recipes_hold_their_one_dataset(name):
+    recipe = load_recipe(f"finetune_{name}", data_files=False)
+    dataset, split = FINETUNING[name]
+    parts = recipe.data.train["mixture"]["datasets"]
+    assert {key: part["split"] for key, part in parts.items()} == {dataset: split}
+    if recipe.data.evaluation is not None:
+        assert [*recipe.data.evaluation["mixture"]["datasets"]] == [dataset]
+    arguments = recipe.training_arguments("out")
+    assert 16 * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 128
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("no_instruction", ("model", "qformer_instruction"), False),
+        ("no_balancing", ("data", "train", "mixture", "balance"), "uniform"),
+        ("plain_inputs", ("data", "train", "mixture", "form"), "plain"),
+        ("dataset_identifiers", ("data", "train", "mixture", "form"), "identifier"),
+    ],
+)
+def test_an_ablation_differs_from_the_paper_in_one_thing(name, place, value):
+    def flat(content, prefix=()):
+        if not isinstance(content, dict):
+            return {prefix: content}
+        return {key: leaf for name, item in content.items() for key, leaf in flat(item, (*prefix, name)).items()}
+
+    paper, ablation = (flat(read_recipe(name).content) for name in ("instructblip_vicuna_7b", f"ablation_{name}"))
+    different = {key for key in paper | ablation if paper.get(key) != ablation.get(key)}
+    training = {key for key in different if key[:2] != ("data", "evaluation")}
+    assert training == {place}
+    assert ablation[place] == value
+    assert {key[-1] for key in different} == {place[-1]}
 
 
 def test_own_images_end_to_end(checkpoint, tmp_path):

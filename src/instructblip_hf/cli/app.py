@@ -121,12 +121,17 @@ def train(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the trained model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="Show the shipped recipes and leave.")] = False,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Show the recipe, what it extends and --set merged into it, and leave.")
+    ] = False,
 ) -> None:
     """Train what a recipe says."""
-    from .train import run_train, show_recipes
+    from .train import print_recipe, run_train, show_recipes
 
     if list_recipes:
         show_recipes()
+    elif print_only:
+        print_recipe(recipe, changes or [])
     else:
         run_train(recipe, changes or [], output, resume)
 

@@ -11,7 +11,7 @@ from .loading import reach_hub
 
 def show_recipes() -> None:
     """Names of the shipped recipes, each with its first comment line that says what it is."""
-    from ..training.recipe import SHIPPED_RECIPES, shipped_recipes
+    from ..training.recipe_file import SHIPPED_RECIPES, shipped_recipes
 
     for name in shipped_recipes():
         lines = (SHIPPED_RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
@@ -19,12 +19,32 @@ def show_recipes() -> None:
         print(f"{name}  {comments[1] if len(comments) > 1 else ''}")
 
 
-def run_train(recipe: str | None, changes: Sequence[str], output: Path | None, resume: bool) -> None:
-    """Checks the recipe, trains, and says where the model is."""
-    from ..training.recipe import load_recipe, shipped_recipes
+def print_recipe(recipe: str | None, changes: Sequence[str]) -> None:
+    """Shows the recipe with what it extends and the changes merged into it. Nothing is checked or loaded."""
+    from ..training.recipe_file import apply_overrides, read_recipe
+
+    recipe = _given(recipe)
+    with user_errors():
+        file = read_recipe(recipe)
+    problems = apply_overrides(file.content, changes)
+    if problems:
+        fail(*problems)
+    print(file.to_yaml())
+
+
+def _given(recipe: str | None) -> str:
+    from ..training.recipe_file import shipped_recipes
 
     if recipe is None:
         fail(f"no recipe given; name a YAML file, or a shipped one: {', '.join(shipped_recipes())}")
+    return recipe
+
+
+def run_train(recipe: str | None, changes: Sequence[str], output: Path | None, resume: bool) -> None:
+    """Checks the recipe, trains, and says where the model is."""
+    from ..training.recipe import load_recipe
+
+    recipe = _given(recipe)
     with user_errors():
         checked = load_recipe(recipe, changes)
 

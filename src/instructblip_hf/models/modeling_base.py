@@ -59,7 +59,7 @@ class StrictLoadingMixin:
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
         if strict:
-            _raise_on_key_differences(cls.__name__, pretrained_model_name_or_path, info)
+            raise_on_key_differences(cls.__name__, pretrained_model_name_or_path, info)
         if kwargs.get("key_mapping"):
             # Otherwise save_pretrained would write the names of the file that was read, not the model's own.
             model._weight_conversions = None
@@ -104,7 +104,14 @@ class StrictLoadingMixin:
         return quantization_config
 
 
-def _raise_on_key_differences(class_name: str, source: Any, info: dict[str, Any], shown: int = 20) -> None:
+def raise_on_key_differences(
+    class_name: str,
+    source: Any,
+    info: dict[str, Any],
+    advice: str = "Pass strict=False to load it anyway.",
+    shown: int = 20,
+) -> None:
+    """Raises a `KeyError` that names the missing and unexpected keys of a loading info, if there are any."""
     problems = []
     for kind in ("missing_keys", "unexpected_keys"):
         keys = sorted(map(str, info[kind]))
@@ -112,9 +119,7 @@ def _raise_on_key_differences(class_name: str, source: Any, info: dict[str, Any]
             rest = f" and {len(keys) - shown} more" if len(keys) > shown else ""
             problems.append(f"{len(keys)} {kind.replace('_', ' ')}: {', '.join(keys[:shown])}{rest}.")
     if problems:
-        raise KeyError(
-            f"{source} does not hold a whole {class_name}. {' '.join(problems)} Pass strict=False to load it anyway."
-        )
+        raise KeyError(f"{source} does not hold a whole {class_name}. {' '.join(problems)} {advice}".rstrip())
 
 
 class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):

@@ -21,16 +21,17 @@ _PUBLIC_NAMES = {
     "MixtureArguments": "mixture",
     "ModelArguments": "arguments",
     "Recipe": "recipe",
-    "RecipeError": "recipe",
+    "RecipeError": "recipe_file",
     "RecipeRun": "run",
     "TrainingResult": "run",
     "VisionLanguageTrainer": "trainer",
     "apply_freezing": "freezing",
     "load_recipe": "recipe",
     "prepare_run": "run",
+    "read_recipe": "recipe_file",
     "reinitialize": "initialization",
     "run_recipe": "run",
-    "shipped_recipes": "recipe",
+    "shipped_recipes": "recipe_file",
 }
 
 __all__ = sorted(_PUBLIC_NAMES)

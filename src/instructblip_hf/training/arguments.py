@@ -116,6 +116,9 @@ class ModelArguments:
         dtype (`str`, *optional*, defaults to `"float32"`): One of `DTYPES`; weights are loaded in it.
         attn_implementation (`str`, *optional*): Attention of all parts, transformers' default if not given.
         revision (`str`, *optional*): Branch, tag or commit of a Hub repository.
+        qformer_instruction (`bool`, *optional*, defaults to `True`):
+            Whether the Q-Former reads the instruction. `False` is the paper's ablation: the Q-Former's weights for
+            text are left out of a checkpoint that has them.
 
     Raises:
         ValueError: If `path` is empty, or a component or dtype is unknown.
@@ -129,6 +132,7 @@ class ModelArguments:
     dtype: str = field(default="float32", metadata={"help": f"One of {', '.join(DTYPES)}."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention of all parts."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub repository."})
+    qformer_instruction: bool = field(default=True, metadata={"help": "Whether the Q-Former reads the instruction."})
 
     def __post_init__(self) -> None:
         if not self.path:

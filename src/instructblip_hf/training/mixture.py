@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.catalog import DATASETS
 from ..data.mixture import BALANCES, Mixture, MixtureDataset
 from .mixture_parts import PartArguments, open_part, resolve_part
+from .recipe_file import folder_of
 from .validation import build
 
 
@@ -98,7 +99,7 @@ def resolve_mixture(section: Any, base: Path, where: str, files: bool = True) ->
         root = section.get("root") if isinstance(section.get("root"), str) else None
         arguments = MixtureArguments(dict(datasets), root=root)
     if arguments.root is not None:
-        root = base / Path(arguments.root).expanduser()
+        root = folder_of(arguments.root, base) / Path(arguments.root).expanduser()
         if files and not root.is_dir():
             return {}, [
                 *problems,

@@ -14,6 +14,7 @@ from ..data.catalog import DATASETS
 from ..data.schema import SLOTS
 from ..data.sources.files import find_files
 from .arguments import ShapesWorldArguments
+from .recipe_file import folder_of
 from .validation import build, did_you_mean
 
 
@@ -82,12 +83,11 @@ def resolve_part(
     Returns:
         The part with absolute paths, and one line a problem.
     """
-    if root is not None and name in DATASETS:
-        base = Path(root)
     own = [key for key in OWN if getattr(part, key) is not None]
     problems: list[str] = []
+    shared = Path(root) if root is not None and name in DATASETS else None
     paths = {
-        key: (base / Path(value).expanduser()).resolve()
+        key: ((shared or folder_of(value, base)) / Path(value).expanduser()).resolve()
         for key in ("root", "file", "folder", "image_root")
         if (value := getattr(part, key)) is not None
     }
@@ -95,8 +95,8 @@ def resolve_part(
         if own:
             return part, [f"{where}.{own[0]}: {name} is a dataset of the catalog; give data of your own another name"]
         problems += _check_splits(name, part.split, where)
-        if "root" not in paths and root is not None:
-            paths["root"] = (base / name).resolve()
+        if "root" not in paths and shared is not None:
+            paths["root"] = (shared / name).resolve()
         if "root" in paths:
             if files:
                 problems += _check_files(name, part.split, paths["root"], where)

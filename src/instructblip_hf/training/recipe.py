@@ -2,7 +2,8 @@
 
 A recipe has the sections ``model``, ``freezing``, ``data`` and ``training``; the last one takes the fields of
 `transformers.TrainingArguments`. Files that a recipe names are relative to the recipe; ``training.output_dir`` is
-relative to where the command runs. `load_recipe` reports everything that is wrong at once.
+relative to where the command runs. `load_recipe` reports everything that is wrong at once. Reading the file, and the
+recipe that it may extend, is in `recipe_file`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
 from .arguments import DataArguments, FreezingPolicy, ModelArguments
 from .mixture import resolve_mixture
 from .mixture_parts import check_shapes_world
+from .recipe_file import SECTIONS, RecipeError, apply_overrides, folder_of, plain, read_recipe
 from .validation import build, check_mapping, did_you_mean
 
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-SECTIONS = ("model", "freezing", "data", "training")
-SHIPPED_RECIPES = Path(__file__).parents[1] / "recipes"
 DATA_FILE_SUFFIXES = (".jsonl", ".csv")
 
 _NOT_IN_RECIPES = {
@@ -40,18 +38,6 @@ _NOT_IN_RECIPES = {
     "resume_from_checkpoint": "may not be set: resume with --resume",
     "local_rank": "may not be set: the launcher decides",
 }
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be run.
-
-    Attributes:
-        problems (`list[str]`): One line for each thing that is wrong.
-    """
-
-    def __init__(self, recipe: str | Path, problems: Sequence[str]) -> None:
-        self.problems = [f"{recipe}: {problem}" for problem in problems]
-        super().__init__("\n".join(self.problems))
 
 
 @dataclass(frozen=True)
@@ -90,11 +76,6 @@ class Recipe:
         return _training_arguments({**self.training, "output_dir": str(output_dir or self.output_dir)})
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package; `load_recipe` takes them in place of a file."""
-    return sorted(path.stem for path in SHIPPED_RECIPES.glob("*.yaml"))
-
-
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: bool = True) -> Recipe:
     """Reads and checks a recipe.
 
@@ -109,9 +90,10 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     Raises:
         RecipeError: With one line for each problem: unknown keys, wrong types, bad values, missing files.
     """
-    path = _find(recipe)
-    content = _read(path)
-    problems = _apply_overrides(content, overrides)
+    file = read_recipe(recipe)
+    path, written = file.path, file.content
+    problems = apply_overrides(written, overrides)
+    content = plain(written)
     problems += [f"{key}: unknown section{did_you_mean(str(key), SECTIONS)}" for key in content if key not in SECTIONS]
 
     model_section, data_section = content.get("model", {}), content.get("data", {})
@@ -120,13 +102,13 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
         freezing_section = {"preset": freezing_section}
     model, found = build(ModelArguments, model_section, "model")
     problems += found
-    model_path, found = _resolve_model(model_section, path.parent)
+    model_path, found = _resolve_model(written.get("model"), path.parent)
     problems += found
     freezing, found = build(FreezingPolicy, freezing_section, "freezing")
     problems += found
     data, found = build(DataArguments, data_section, "data")
     problems += found
-    data_paths, found = _resolve_data(data_section, path.parent, data_files)
+    data_paths, found = _resolve_data(written.get("data", {}), path.parent, data_files)
     problems += found
     has_evaluation = isinstance(data_section, dict) and bool(data_section.get("evaluation"))
     training_section = content.get("training", {})
@@ -137,75 +119,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
         problems.append("training.max_steps: missing; a mixture has no end of its own")
     if problems:
         raise RecipeError(path.name, problems)
-    return Recipe(path, replace(model, **model_path), freezing, replace(data, **data_paths), training)
-
-
-def _find(recipe: str | Path) -> Path:
-    path = Path(recipe)
-    if path.is_file():
-        return path
-    if str(recipe) in shipped_recipes():
-        return SHIPPED_RECIPES / f"{recipe}.yaml"
-    raise RecipeError(
-        recipe, [f"there is no such file, nor a shipped recipe of that name; shipped: {', '.join(shipped_recipes())}"]
-    )
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, where YAML would keep the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here for the second time", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str) else repr(key))
-        return super().construct_mapping(node, deep=deep)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        # Not an unsafe load: the loader derives from yaml.SafeLoader.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
-        raise RecipeError(path.name, [f"{line}not readable as YAML: {error.problem}"]) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(path.name, [f"not readable as YAML: {error}"]) from error
-    if not isinstance(content, dict):
-        raise RecipeError(path.name, [f"must be a mapping with the sections {', '.join(SECTIONS)}"])
-    return content
-
-
-def _apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    problems = []
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        keys = name.strip().split(".")
-        if not equals or len(keys) < 2 or not all(keys):
-            problems.append(f"--set {override}: must look like section.key=value")
-            continue
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            problems.append(f"--set {override}: the value is not readable as YAML")
-            continue
-        place = content
-        for key in keys[:-1]:
-            if isinstance(place.get(key), str) and key == "freezing":
-                place[key] = {"preset": place[key]}
-            if place.get(key) is None:
-                place[key] = {}
-            if not isinstance(place[key], dict):
-                problems.append(f"--set {override}: {key} is not a mapping in this recipe")
-                break
-            place = place[key]
-        else:
-            place[keys[-1]] = value
-    return problems
+    return Recipe(path, replace(model, **model_path), freezing, replace(data, **plain(data_paths)), training)
 
 
 def _check_training(section: Any, has_evaluation: bool) -> tuple[dict[str, Any], list[str]]:
@@ -263,7 +177,7 @@ def _resolve_model(section: Any, base: Path) -> tuple[dict[str, str], list[str]]
     name = section.get("path") if isinstance(section, dict) else None
     if not isinstance(name, str) or not name:
         return {}, []
-    folder = base / Path(name).expanduser()
+    folder = folder_of(name, base) / Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             return {}, [f"model.path: {folder} has no config.json, so it holds no model"]
@@ -293,14 +207,14 @@ def _resolve_data(section: Any, base: Path, mixture_files: bool) -> tuple[dict[s
     problems: list[str] = []
     paths: dict[str, Any] = {}
     if isinstance(section.get("image_root"), str):
-        root = base / Path(section["image_root"]).expanduser()
+        root = folder_of(section["image_root"], base) / Path(section["image_root"]).expanduser()
         paths["image_root"] = str(root.resolve())
         if not root.is_dir():
             problems.append(f"data.image_root: there is no folder {root}")
     for name in ("train", "evaluation"):
         source = section.get(name)
         if isinstance(source, str):
-            file = base / Path(source).expanduser()
+            file = folder_of(source, base) / Path(source).expanduser()
             paths[name] = str(file.resolve())
             if not file.is_file():
                 problems.append(f"data.{name}: there is no file {file}")
@@ -328,8 +242,11 @@ _TRAINING_DRAWS = "may not be set: training draws what training.max_steps needs"
 
 def _check_source(source: dict[str, Any], where: str) -> list[str]:
     if list(source) != ["shapes_world"]:
-        return [f"{where}: must be a file or a mapping with the one key mixture or shapes_world, not {list(source)}"]
+        merged = " (what a base says is replaced by !replace {...})" if len(source) > 1 else ""
+        return [
+            f"{where}: must be a file or a mapping with the one key mixture or shapes_world, not {list(source)}{merged}"
+        ]
     return check_shapes_world(source["shapes_world"], f"{where}.shapes_world")
 
 
-__all__ = ["Recipe", "RecipeError", "load_recipe", "shipped_recipes"]
+__all__ = ["Recipe", "load_recipe"]

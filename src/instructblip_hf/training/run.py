@@ -16,7 +16,11 @@ from ..data.jsonl import RowFileDataset
 from ..data.mixture import MixtureDataset
 from ..data.mixture_report import markdown_table, mixture_table
 from ..data.procedural import ShapesWorldDataset
-from ..models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
+from ..models.instructblip import (
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    load_without_instruction,
+)
 from .arguments import DataArguments, ModelArguments, ShapesWorldArguments
 from .initialization import reinitialize
 from .mixture import MixtureArguments, check_same_mixture, open_mixture
@@ -169,7 +173,10 @@ def load_model(arguments: ModelArguments) -> tuple[InstructBlipForConditionalGen
     if arguments.attn_implementation is not None:
         options["attn_implementation"] = arguments.attn_implementation
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    model = InstructBlipForConditionalGeneration.from_pretrained(arguments.path, dtype=dtype, **options)
+    load: Any = InstructBlipForConditionalGeneration.from_pretrained
+    if not arguments.qformer_instruction:
+        load = load_without_instruction
+    model = load(arguments.path, dtype=dtype, **options)
     if arguments.reinitialize:
         reinitialize(model, arguments.reinitialize, seed=arguments.reinitialize_seed)
     return model, processor

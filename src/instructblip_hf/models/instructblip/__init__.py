@@ -7,6 +7,7 @@ from .modeling_instructblip import (
     InstructBlipVisionModel,
 )
 from .processing_instructblip import InstructBlipProcessor
+from .without_instruction import load_without_instruction
 
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "InstructBlipQFormerModel",
     "InstructBlipVisionConfig",
     "InstructBlipVisionModel",
+    "load_without_instruction",
 ]
