@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -114,6 +113,11 @@ class VisionLanguageTrainer(Trainer):
             logger.info("what trains:\n%s", self.freezing_report)
         # Rows hold images and text under names that no forward() has, and only the collator can read them.
         args.remove_unused_columns = False
+        if args.ddp_find_unused_parameters is None:
+            # What a foreign tower computes beside its features gets no gradient (CLIP's pooled output). Trainer turns
+            # the search for such weights off under activation checkpointing, which only reentrant one needs.
+            checkpointing: Any = args.activation_checkpointing_kwargs or {}
+            args.ddp_find_unused_parameters = not checkpointing.get("use_reentrant", False)
         if args.label_names is None:
             args.label_names = ["labels"]
         config: Any = model.config
@@ -170,8 +174,6 @@ class VisionLanguageTrainer(Trainer):
             self.freezing_report.hold_frozen_modules_in_eval()
         datasets, labels = inputs.pop(DATASET_INDEX, None), inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training:
-            loss = self._with_gradient(model, loss)
         if datasets is not None and labels is not None:
             logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[1]
             config: Any = self.accelerator.unwrap_model(model).config
@@ -179,18 +181,6 @@ class VisionLanguageTrainer(Trainer):
             losses = self._dataset_losses["loss" if model.training else "eval_loss"]
             losses.add(logits.detach(), labels, datasets, is_encoder_decoder)
         return (loss, outputs) if return_outputs else loss
-
-    def _with_gradient(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, connected to the weights that train where no row of a batch has an image and the LLM is frozen."""
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if loss.requires_grad or not torch.is_grad_enabled() or not trained:
-            return loss
-        if self.args.world_size > 1:
-            raise ValueError(
-                "a micro-batch of one process has rows without images alone, and nothing in it trains while the language "
-                "model is frozen: give per_device_train_batch_size a higher value, or leave those rows out"
-            )
-        return loss + sum((0.0 * parameter.sum() for parameter in trained), start=torch.zeros_like(loss))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's logs; with a mixture also ``loss/NAME`` and ``eval_loss/NAME`` of each dataset that was drawn."""

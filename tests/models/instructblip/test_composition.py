@@ -84,6 +84,9 @@ def test_any_tower_any_language_model(vision, text, tmp_path):
     outputs = model(**inputs)
     outputs.loss.backward()
     assert model.query_tokens.grad.abs().sum() > 0
+    text_only = batch(images_per_row=(0, 0))
+    model.train()(**text_only, labels=labels_for(text, text_only)).loss.backward()
+    model.eval()
     prompt = {name: value for name, value in inputs.items() if name != "labels"}
     tokens = model.generate(**prompt, max_new_tokens=4)
 

@@ -18,6 +18,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from ..blank_images import blank_image, needs_blank_image
 from ..composition import load_language_model, load_vision_tower
 from ..connectors.shared_images import check_image_index
 from ..language_models.adapter import run_language_model
@@ -315,6 +316,17 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
         query_mask = attention_mask.new_ones(images, self.config.num_query_tokens)
         return input_ids, torch.cat([query_mask, attention_mask], dim=1)
 
+    def _no_image_features(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Features of no image, shape (0, queries, hidden), in the graph of the image side where that has to run."""
+        prompt = input_ids if input_ids is not None else inputs_embeds
+        if prompt is None or not needs_blank_image(self):
+            return None
+        blank: Any = blank_image(self, prompt.device)
+        features: Any = self.get_image_features(**blank).pooler_output
+        return features[:0]
+
     # --- forward --------------------------------------------------------------------------------------------------
 
     def forward(
@@ -380,9 +392,10 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
                 output_attentions,
                 image_index,
             )
-        inputs_embeds = self.place_image_features(
-            input_ids, inputs_embeds, features.pooler_output if features is not None else None
+        image_features = (
+            features.pooler_output if features is not None else self._no_image_features(input_ids, inputs_embeds)
         )
+        inputs_embeds = self.place_image_features(input_ids, inputs_embeds, image_features)
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         if output_hidden_states is not None:
@@ -455,6 +468,8 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             if input_ids is None and inputs_embeds is None:
                 rows = len(image_features if pixel_values is None or image_index is not None else pixel_values)
                 input_ids = self._image_prompt(rows, image_features)
+        else:
+            image_features = self._no_image_features(input_ids, inputs_embeds)
         inputs_embeds = self.place_image_features(input_ids, inputs_embeds, image_features)
         return self.generate_from_embeddings(
             inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs
