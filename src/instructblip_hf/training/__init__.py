@@ -20,6 +20,7 @@ _PUBLIC_NAMES = {
     "FreezingReport": "freezing",
     "MixtureArguments": "mixture",
     "ModelArguments": "arguments",
+    "OptimizationArguments": "arguments",
     "Recipe": "recipe",
     "RecipeError": "recipe_file",
     "RecipeRun": "run",

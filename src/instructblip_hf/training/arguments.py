@@ -1,10 +1,11 @@
 """What a recipe can say, section by section, as dataclasses. Importing this loads neither torch nor transformers.
 
-The fourth section, ``training``, is `transformers.TrainingArguments`.
+The section ``training`` is `transformers.TrainingArguments`.
 """
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,6 +103,43 @@ class FreezingPolicy:
             f"a freezing policy is a preset's name, a mapping component -> word or a FreezingPolicy, "
             f"not {type(value).__name__}"
         )
+
+
+@dataclass(frozen=True)
+class OptimizationArguments:
+    """Which learning rates differ from ``training.learning_rate``. All follow the same schedule, in proportion.
+
+    Args:
+        learning_rates (`dict[str, float]`, *optional*):
+            Learning rate for each regular expression, searched for in the names of parameters that train; of those
+            that match the first counts.
+        layer_decay (`float`, *optional*):
+            Factor on the learning rate from one block of the vision tower to the one below, as BLIP-2's finetuning
+            has it; 0.9 or 0.95 is common. Needs a vision tower that trains.
+
+    Raises:
+        ValueError: For a pattern that is no regular expression, or a number out of range.
+    """
+
+    learning_rates: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "Learning rate for each regular expression on parameter names."}
+    )
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Factor on the learning rate from one vision block to the one below."}
+    )
+
+    def __post_init__(self) -> None:
+        for pattern, rate in self.learning_rates.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"learning_rates has {pattern!r}, which is no regular expression: {error}") from error
+            if not rate > 0:
+                raise ValueError(
+                    f"learning_rates has {rate} for {pattern!r}; it must be above 0 (what is not to train is frozen)"
+                )
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ def fit(value: Any, hint: Any) -> Any:
         TypeError: If the value does not fit, saying what is expected.
     """
     options = _options(hint)
+    if isinstance(value, dict):
+        value = _fit_items(value, options)
     if isinstance(value, str) and float in options and str not in options:
         # YAML 1.1 reads 1e-5 as a string, for want of a dot.
         with contextlib.suppress(ValueError):
@@ -88,6 +90,22 @@ def fit(value: Any, hint: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
         return float(value)
     return value
+
+
+def _fit_items(mapping: dict[Any, Any], options: list[Any]) -> dict[Any, Any]:
+    """The mapping with each value fitted, where the annotation is a plain mapping of one kind of values."""
+    kinds = [typing.get_args(option) for option in options if typing.get_origin(option) is dict]
+    if len(kinds) != 1 or Any in kinds[0]:
+        return mapping
+    fitted = {}
+    for key, item in mapping.items():
+        if not _fits(key, kinds[0][0]):
+            raise TypeError(f"has the key {key!r}; keys must be {_describe(kinds[0][0])}")
+        try:
+            fitted[key] = fit(item, kinds[0][1])
+        except TypeError as error:
+            raise TypeError(f"{key}: {error}") from error
+    return fitted
 
 
 def _options(hint: Any) -> list[Any]:
