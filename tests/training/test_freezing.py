@@ -54,11 +54,16 @@ def test_a_component_given_by_name_replaces_what_the_preset_says_inside_of_it():
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("instructblip2", "there are: instructblip, instructblip-strict, all"),
+        ("instructblip2", "there are: instructblip, instructblip-strict, finetuning"),
         ({"qformer": "freeze"}, "'freeze'; allowed are: frozen, train, lora"),
         ({"q_former": "train"}, "no component 'q_former'; did you mean 'qformer'"),
         ({"zebra": "train"}, "query_tokens, vision_model, qformer, language_projection, language_model"),
         ({"qformer": "frozen"}, "nothing to train"),
+        (
+            "llava-stage1",
+            "another kind of model: this one has no vision_tower, multi_modal_projector.*"
+            "presets for it: instructblip, instructblip-strict, finetuning, blip2-stage2, blip2-finetuning, all",
+        ),
     ],
 )
 def test_bad_policies_name_what_exists(policy, message):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from instructblip_hf.training import RecipeError, load_recipe, shipped_recipes
+from instructblip_hf.training import OptimizationArguments, RecipeError, load_recipe, shipped_recipes
 
 
 GOOD = {
@@ -56,12 +56,20 @@ def test_a_good_recipe(folder):
     assert recipe.model.path == str(folder / "model")
     assert recipe.data.train == str(folder / "rows.jsonl")
     assert recipe.freezing.preset == "instructblip"
+    assert recipe.optimization == OptimizationArguments()
     assert recipe.output_dir.name == "recipe"
     arguments = recipe.training_arguments("somewhere")
     assert arguments.learning_rate == 1e-4, "YAML reads 1e-4 as text"
     assert arguments.output_dir == "somewhere"
     assert arguments.remove_unused_columns is False
     assert arguments.label_names == ["labels"]
+
+
+def test_learning_rates_by_name(folder):
+    text = yaml.safe_dump(GOOD) + "optimization:\n  learning_rates: {'^qformer\\.': 1e-4, b: 1}\n  layer_decay: 0.9\n"
+    recipe = load_recipe(write(folder, text))
+    assert recipe.optimization.learning_rates == {r"^qformer\.": 1e-4, "b": 1.0}, "YAML reads 1e-4 as text"
+    assert recipe.optimization.layer_decay == 0.9
 
 
 def test_overrides_win(folder):
@@ -98,6 +106,12 @@ def test_overrides_win(folder):
         (changed(freezing={"components": {"qformer": "thawed"}}), "'thawed'; allowed are: frozen, train, lora"),
         (changed(freezing={"lora_rank": 0}), "lora_rank is 0"),
         (changed(freezing=["qformer"]), "freezing: must be a mapping"),
+        (changed(freezing={"components": {"qformer": 3}}), "freezing.components: qformer: must be text, not 3"),
+        (changed(optimization={"learning_rates": {"qformer(": 1}}), "optimization: learning_rates has 'qformer('"),
+        (changed(optimization={"learning_rates": {"^qformer": "fast"}}), "^qformer: must be a number, not 'fast'"),
+        (changed(optimization={"learning_rates": {3: 1e-3}}), "has the key 3; keys must be text"),
+        (changed(optimization={"layer_decay": 2}), "layer_decay is 2.0"),
+        (changed(optimization={"lr": 2}), "optimization.lr: unknown key"),
         (changed(data={"train": "none.jsonl"}), "data.train: there is no file"),
         (changed(data={"train": "recipe.yaml"}), "data.train: recipe.yaml is neither of .jsonl, .csv"),
         (changed(data={"train": {"imagenet": {}}}), "the one key mixture or shapes_world"),

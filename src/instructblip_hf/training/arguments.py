@@ -26,21 +26,37 @@ WORDS = ("frozen", "train", "lora")
 """What a policy can say about a component."""
 
 _CONNECTOR = {"query_tokens": "train", "qformer": "train", "language_projection": "train"}
+# The released code keeps the last layer norm outside of the frozen tower.
+_FROZEN_TOWER = {"vision_model": "frozen", "vision_model.post_layernorm": "train"}
+_INSTRUCTBLIP = {**_FROZEN_TOWER, **_CONNECTOR, "language_model": "frozen"}
+_BLIP2_STAGE1 = {
+    "query_tokens": "train",
+    "embeddings": "train",
+    "qformer": "train",
+    "vision_projection": "train",
+    "text_projection": "train",
+    "itm_head": "train",
+}
 
 FREEZING_PRESETS: Mapping[str, Mapping[str, str]] = types.MappingProxyType(
     {
-        "instructblip": {
-            "vision_model": "frozen",
-            "vision_model.post_layernorm": "train",
-            **_CONNECTOR,
-            "language_model": "frozen",
-        },
+        "instructblip": _INSTRUCTBLIP,
         "instructblip-strict": {"vision_model": "frozen", **_CONNECTOR, "language_model": "frozen"},
-        "all": {"vision_model": "train", **_CONNECTOR, "language_model": "train"},
+        "finetuning": _INSTRUCTBLIP,
+        "blip2-stage1": {**_FROZEN_TOWER, **_BLIP2_STAGE1},
+        "blip2-stage2": _INSTRUCTBLIP,
+        "blip2-finetuning": {"vision_model": "train", **_CONNECTOR, "language_model": "frozen"},
+        "blip2-retrieval-finetuning": {"vision_model": "train", **_BLIP2_STAGE1},
+        "llava-stage1": {"vision_tower": "frozen", "multi_modal_projector": "train", "language_model": "frozen"},
+        "llava-stage2": {"vision_tower": "frozen", "multi_modal_projector": "train", "language_model": "train"},
+        "all": {"": "train"},
     }
 )
-"""Policies by name. ``instructblip-strict`` leaves the vision tower untouched as a whole, which is what training on
-image features that were computed beforehand needs."""
+"""Policies by name, for the module trees of published checkpoints: InstructBLIP's and BLIP-2's (``vision_model``,
+``query_tokens``, ``qformer``, ``language_projection``, ``language_model``), that of BLIP-2's first stage, which has heads
+in place of a language model, and LLaVA's. ``instructblip-strict`` leaves the vision tower untouched as a whole, which is
+what training on image features that were computed beforehand needs; ``finetuning`` on one dataset trains what
+instruction tuning trains (Dai et al. 2023, section 3.4)."""
 
 
 @dataclass(frozen=True)

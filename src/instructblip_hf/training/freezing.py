@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,16 +131,7 @@ def check_component(model: nn.Module, name: str) -> None:
 def _resolve(model: nn.Module, policy: FreezingPolicy) -> dict[str, str]:
     for name in policy.components:
         check_component(model, name)
-    known = {n for n, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}
-    words: dict[str, str] = {}
-    for name, word in FREEZING_PRESETS[policy.preset].items() if policy.preset is not None else ():
-        if name in known:
-            words[name] = word
-        elif "." in name:
-            # Other towers end differently (DINOv2 and SigLIP nest or rename the last layer norm).
-            logger.warning("freezing preset %r: the model has no %r, left out", policy.preset, name)
-        else:
-            check_component(model, name)
+    words = _preset_words(model, policy.preset) if policy.preset is not None else {}
     # A word for a component replaces what the preset says about the parts inside of it.
     for name, word in policy.components.items():
         words = {n: w for n, w in words.items() if not n.startswith(f"{name}.")}
@@ -149,12 +140,41 @@ def _resolve(model: nn.Module, policy: FreezingPolicy) -> dict[str, str]:
     return words
 
 
+def _preset_words(model: nn.Module, preset: str) -> dict[str, str]:
+    known = {n for n, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}
+    prefix = _prefix_of(preset, known)
+    if prefix is None:
+        missing = [name for name in FREEZING_PRESETS[preset] if "." not in name and name not in known]
+        others = [name for name in FREEZING_PRESETS if _prefix_of(name, known) is not None]
+        raise ValueError(
+            f"freezing preset {preset!r} is for another kind of model: this one has no {', '.join(missing)}. Its "
+            f"components are: {', '.join(component_names(model))}; presets for it: {', '.join(others)}"
+        )
+    words = {f"{prefix}{name}": word for name, word in FREEZING_PRESETS[preset].items()}
+    if prefix and "lm_head" in known and f"{prefix}language_model" in words:
+        words["lm_head"] = words[f"{prefix}language_model"]
+    for name in [name for name in words if name not in known]:
+        # Other towers end differently (DINOv2 and SigLIP nest or rename the last layer norm).
+        logger.warning("freezing preset %r: the model has no %r, left out", preset, name)
+        del words[name]
+    return words
+
+
+def _prefix_of(preset: str, known: Collection[str]) -> str | None:
+    """What stands before a preset's components in a model with the names `known`, `None` where it lacks some.
+
+    Stock transformers' LLaVA has them inside of ``model``, and the language model's head outside.
+    """
+    components = [name for name in FREEZING_PRESETS[preset] if "." not in name]
+    return next((p for p in ("", "model.") if all(f"{p}{name}" in known for name in components)), None)
+
+
 def _word_of(name: str, words: Mapping[str, str]) -> str:
     while name:
         if name in words:
             return words[name]
         name = name.rpartition(".")[0]
-    return "frozen"
+    return words.get("", "frozen")
 
 
 def _component_rows(model: nn.Module, words: Mapping[str, str]) -> list[ComponentReport]:

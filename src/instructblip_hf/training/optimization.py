@@ -114,9 +114,9 @@ def split_groups(optimizer: torch.optim.Optimizer, model: nn.Module, rates: dict
     return [rate for rate, _ in parts]
 
 
-def rates_to_log(present: Iterable[float], rates: Iterable[Rate]) -> dict[str, float]:
+def rates_to_log(groups: Iterable[dict[str, Any]], rates: Iterable[Rate]) -> dict[str, float]:
     """The present learning rates of the groups that `split_groups` made, as ``learning_rate/NAME``."""
-    return {f"learning_rate/{rate.name}": float(value) for value, rate in zip(present, rates) if rate.logged}
+    return {f"learning_rate/{rate.name}": float(group["lr"]) for group, rate in zip(groups, rates) if rate.logged}
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, tuple[int, float]]:

@@ -1,21 +1,21 @@
 """Recipes: one YAML file a training run, read and checked as a whole before anything heavy starts.
 
-A recipe has the sections ``model``, ``freezing``, ``data`` and ``training``; the last one takes the fields of
-`transformers.TrainingArguments`. Files that a recipe names are relative to the recipe; ``training.output_dir`` is
-relative to where the command runs. `load_recipe` reports everything that is wrong at once. Reading the file, and the
-recipe that it may extend, is in `recipe_file`.
+A recipe has the sections ``model``, ``freezing``, ``optimization``, ``data`` and ``training``; the last one takes the
+fields of `transformers.TrainingArguments`. Files that a recipe names are relative to the recipe;
+``training.output_dir`` is relative to where the command runs. `load_recipe` reports everything that is wrong at once.
+Reading the file, and the recipe that it may extend, is in `recipe_file`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
-from .arguments import DataArguments, FreezingPolicy, ModelArguments
+from .arguments import DataArguments, FreezingPolicy, ModelArguments, OptimizationArguments
 from .mixture import resolve_mixture
 from .mixture_parts import check_shapes_world
 from .recipe_file import SECTIONS, RecipeError, apply_overrides, folder_of, plain, read_recipe
@@ -50,6 +50,7 @@ class Recipe:
         freezing (`FreezingPolicy`): What trains.
         data (`DataArguments`): With file names made absolute.
         training (`dict[str, Any]`): Arguments for `transformers.TrainingArguments`.
+        optimization (`OptimizationArguments`): Learning rates that differ from ``training.learning_rate``.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Recipe:
     freezing: FreezingPolicy
     data: DataArguments
     training: dict[str, Any]
+    optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
 
     @property
     def output_dir(self) -> Path:
@@ -106,6 +108,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     problems += found
     freezing, found = build(FreezingPolicy, freezing_section, "freezing")
     problems += found
+    optimization, found = build(OptimizationArguments, content.get("optimization", {}), "optimization")
+    problems += found
     data, found = build(DataArguments, data_section, "data")
     problems += found
     data_paths, found = _resolve_data(written.get("data", {}), path.parent, data_files)
@@ -119,7 +123,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
         problems.append("training.max_steps: missing; a mixture has no end of its own")
     if problems:
         raise RecipeError(path.name, problems)
-    return Recipe(path, replace(model, **model_path), freezing, replace(data, **plain(data_paths)), training)
+    data = replace(data, **plain(data_paths))
+    return Recipe(path, replace(model, **model_path), freezing, data, training, optimization)
 
 
 def _check_training(section: Any, has_evaluation: bool) -> tuple[dict[str, Any], list[str]]:

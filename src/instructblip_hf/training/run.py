@@ -140,6 +140,7 @@ def prepare_run(
         args=args,
         processing_class=processor,
         freezing=recipe.freezing,
+        optimization=recipe.optimization,
         data_collator=VisionLanguageCollator(
             processor,
             is_encoder_decoder=model.config.is_encoder_decoder,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -20,10 +21,12 @@ from ..data.collators import VisionLanguageCollator
 from ..data.mixture import MixtureDataset, MixtureSampler
 from ..models.modeling_base import VisionLanguageModel
 from ..utils.model_card import model_card
+from .arguments import OptimizationArguments
 from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture
+from .optimization import Rate, learning_rates, rates_to_log, split_groups
 
 
 logger = logging.getLogger(__name__)
@@ -66,6 +69,8 @@ class VisionLanguageTrainer(Trainer):
         processing_class (`ProcessorMixin`): The model's processor, saved with every checkpoint.
         freezing (`str`, `Mapping[str, str]` or `FreezingPolicy`, *optional*, defaults to `"instructblip"`):
             What trains, see `apply_freezing`. `None` keeps the model as it was handed in.
+        optimization (`OptimizationArguments`, *optional*):
+            Learning rates by regular expression and layer-wise decay; `args.learning_rate` for all by default.
         data_collator (`Callable`, *optional*): Defaults to a `VisionLanguageCollator` over `processing_class`.
         train_dataset, eval_dataset (*optional*):
             Rows as above: anything with `__len__` and `__getitem__`, or an `IterableDataset` of torch or `datasets`;
@@ -77,7 +82,8 @@ class VisionLanguageTrainer(Trainer):
         freezing_report (`FreezingReport` or `None`): The table of what trains.
 
     Raises:
-        ValueError: If the freezing policy does not fit the model, or neither a processor nor a collator is given.
+        ValueError: If the freezing policy or the learning rates do not fit the model, or neither a processor nor a
+            collator is given.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class VisionLanguageTrainer(Trainer):
         data_collator: Callable[[list[Any]], Any] | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
+        optimization: OptimizationArguments | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -120,6 +127,10 @@ class VisionLanguageTrainer(Trainer):
             args.ddp_find_unused_parameters = not checkpointing.get("use_reentrant", False)
         if args.label_names is None:
             args.label_names = ["labels"]
+        self.optimization = optimization or OptimizationArguments()
+        self._group_rates: list[Rate] = []
+        self._rates_of_last_step: dict[str, float] = {}
+        learning_rates(model, self.optimization, args.learning_rate)  # what does not fit is told before training
         config: Any = model.config
         configured_use_cache = config.__dict__.get("use_cache")
         super().__init__(
@@ -187,7 +198,34 @@ class VisionLanguageTrainer(Trainer):
         for key, losses in self._dataset_losses.items():
             if key in logs:
                 logs = {**logs, **{f"{key}/{name}": value for name, value in losses.take(self.accelerator).items()}}
+        if "learning_rate" in logs:
+            logs = {**logs, **self._rates_of_last_step}
         super().log(logs, start_time)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's optimiser, its groups split by learning rate where `optimization` gives several.
+
+        Raises:
+            ValueError: If an optimiser was handed in, whose learning rates are its own.
+        """
+        if self.optimization == OptimizationArguments():
+            return super().create_optimizer(model)
+        if self.optimizer is not None:
+            if not self._group_rates:
+                raise ValueError("optimization and an optimiser handed in both set learning rates: give one of them")
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        trained: Any = self.model if model is None else model
+        rates = learning_rates(trained, self.optimization, self.args.learning_rate)
+        self._group_rates = split_groups(optimizer, trained, rates)
+        return optimizer
+
+    def _get_learning_rate(self) -> float:
+        # Trainer asks between the optimiser's step and the scheduler's.
+        if self._group_rates:
+            optimizer: Any = self.optimizer
+            self._rates_of_last_step = rates_to_log(optimizer.param_groups, self._group_rates)
+        return super()._get_learning_rate()
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names with weight decay: no biases and norms, whatever a tower calls them, nor any other vector."""
