@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.collators import VisionLanguageCollator
 from ..data.jsonl import RowFileDataset
@@ -21,6 +20,7 @@ from ..models.instructblip import (
     InstructBlipProcessor,
     load_without_instruction,
 )
+from . import checkpoints
 from .arguments import DataArguments, ModelArguments, ShapesWorldArguments
 from .initialization import reinitialize
 from .mixture import MixtureArguments, check_same_mixture, open_mixture
@@ -128,8 +128,9 @@ def prepare_run(
         ValueError: For data, weights or a freezing policy that do not fit.
     """
     folder = Path(output_dir) if output_dir is not None else recipe.output_dir
-    checkpoint = _starting_point(folder, resume)
     args = recipe.training_arguments(folder)
+    with args.main_process_first(local=False):
+        checkpoint = _starting_point(folder, resume, tidy=args.local_process_index == 0)
     train_dataset = open_dataset(recipe.data.train, recipe.data, args.max_steps * draws_per_step(args))
     eval_dataset = open_dataset(recipe.data.evaluation, recipe.data) if recipe.data.evaluation is not None else None
     if checkpoint is not None and isinstance(train_dataset, MixtureDataset):
@@ -199,7 +200,7 @@ def open_dataset(
     return open_shapes_world(ShapesWorldArguments(**source["shapes_world"]))
 
 
-def _starting_point(folder: Path, resume: bool) -> str | None:
+def _starting_point(folder: Path, resume: bool, tidy: bool) -> str | None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     if not resume:
@@ -207,7 +208,10 @@ def _starting_point(folder: Path, resume: bool) -> str | None:
             f"the output folder {folder} is not empty; go on from its newest checkpoint with --resume, "
             "or write elsewhere with --output"
         )
-    return get_last_checkpoint(str(folder))
+    if tidy:
+        checkpoints.recover(folder)
+    newest = checkpoints.newest_whole(folder)
+    return str(newest) if newest is not None else None
 
 
 __all__ = ["RecipeRun", "TrainingResult", "load_model", "open_dataset", "prepare_run", "run_recipe"]

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.collators import VisionLanguageCollator
 from ..data.mixture import MixtureDataset, MixtureSampler
@@ -27,6 +26,7 @@ from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
+from .saving import SafeSavingTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class MixtureState(TrainerCallback, ExportableState):
         }
 
 
-class VisionLanguageTrainer(Trainer):
+class VisionLanguageTrainer(SafeSavingTrainer):
     """Trains a vision-language model of this package on rows of images, prompts and completions.
 
     Rows are dicts in TRL's form, ``{"images": [...], "prompt": ..., "completion": ...}`` or ``{"images": [...],
@@ -156,13 +156,11 @@ class VisionLanguageTrainer(Trainer):
         Raises:
             ValueError: If the checkpoint was trained on another mixture, or with other numbers of rows a step.
         """
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(str(self.args.output_dir))
-        if checkpoint and isinstance(self.train_dataset, MixtureDataset):
+        checkpoint = self.starting_checkpoint(resume_from_checkpoint)
+        if isinstance(checkpoint, str) and isinstance(self.train_dataset, MixtureDataset):
             fingerprint = self.train_dataset.mixture.fingerprint()
             check_same_mixture(checkpoint, fingerprint, draws_per_step(self.args))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        return super().train(checkpoint, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -1,0 +1,22 @@
+"""What can go wrong while a training runs, each with a message that is complete without a traceback."""
+
+from __future__ import annotations
+
+
+class TrainingError(RuntimeError):
+    """Training stopped for a reason that the message says. Checkpoints written before are whole."""
+
+
+class SavingError(TrainingError):
+    """A checkpoint or the trained model could not be written."""
+
+
+class BadRowsError(TrainingError):
+    """More rows could not be read than were allowed to be left out."""
+
+
+class NonFiniteError(TrainingError):
+    """Loss or gradient is infinite or not a number; no step was taken with it, and nothing saved."""
+
+
+__all__ = ["BadRowsError", "NonFiniteError", "SavingError", "TrainingError"]
