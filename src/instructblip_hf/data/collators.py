@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ class VisionLanguageCollator:
         share_images (`bool`, *optional*, defaults to `False`):
             Whether an image of several rows is given once, with ``image_index``. Models of this package take it,
             stock transformers' do not.
+        image_inputs (`Callable`, *optional*):
+            Makes model inputs of the images of all rows, a list for each, in place of the image processor.
     """
 
     processor: Any
@@ -31,6 +33,7 @@ class VisionLanguageCollator:
     pad_to_multiple_of: int | None = None
     return_tensors: str = "pt"
     share_images: bool = False
+    image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """A batch of rows, see `InstructBlipProcessor.encode_examples` for rows, shapes and errors."""
@@ -42,6 +45,7 @@ class VisionLanguageCollator:
             pad_to_multiple_of=self.pad_to_multiple_of,
             return_tensors=self.return_tensors,
             share_images=self.share_images,
+            image_inputs=self.image_inputs,
         )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class RowFileDataset:
         path (`str` or `Path`): The ``.jsonl`` or ``.csv`` file, UTF-8.
         image_root (`str` or `Path`, *optional*): Folder that image paths are relative to and stay in, links
             followed. Defaults to the file's folder.
+        open_image (`Callable`, *optional*, defaults to `load_image`): Makes of a path what stands in a row.
 
     Raises:
         FileNotFoundError: If there is no such file or root.
@@ -53,8 +54,14 @@ class RowFileDataset:
         ValueError: If the file has no rows.
     """
 
-    def __init__(self, path: str | Path, image_root: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        image_root: str | Path | None = None,
+        open_image: Callable[[Path], Any] = load_image,
+    ) -> None:
         self.path = Path(path)
+        self.open_image = open_image
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no file {self.path}")
         self.image_root = Path(image_root) if image_root is not None else self.path.parent
@@ -83,14 +90,14 @@ class RowFileDataset:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The row, with ``images`` as a list of RGB PIL images.
+        """The row, with ``images`` as a list of RGB PIL images, or what `open_image` makes.
 
         Raises:
             ValueError: If an image cannot be read, naming file and line of the row.
         """
         row = self._rows[index]
         try:
-            images = [load_image(path) for path in row["images"]]
+            images = [self.open_image(path) for path in row["images"]]
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.path.name}:{self._lines[index]}: {error}") from error
         return {**row, "images": images}

@@ -6,7 +6,7 @@ them from that signature) and says how many placeholders an image has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken
@@ -377,6 +377,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         timeout: float | None = 20.0,
         return_tensors: str | None = "pt",
         share_images: bool = False,
+        image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None,
     ) -> BatchFeature:
         """Prepare training rows, with labels on the answers alone.
 
@@ -399,6 +400,9 @@ class VisionLanguageProcessor(ProcessorMixin):
             share_images (`bool`, *optional*, defaults to `False`):
                 Whether an image that stands in several places is given once. The batch then has ``image_index``,
                 which the models of this package take; without repeats it is as ever.
+            image_inputs (`Callable`, *optional*):
+                Makes model inputs of the images of all rows, a list for each, in place of the image processor and of
+                ``share_images``.
 
         Returns:
             `BatchFeature`: ``input_ids``, ``attention_mask``, ``labels`` (batch, tokens), right-padded; with images
@@ -421,8 +425,11 @@ class VisionLanguageProcessor(ProcessorMixin):
         data = rows.data
         if any(counts):
             data.update(self._instruction_inputs(rows.instructions, counts))
-            options = {"return_tensors": return_tensors}
-            data.update(self._image_inputs(rows.images, options, timeout, "row", share_images))
+            if image_inputs is not None:
+                data.update(image_inputs(rows.images))
+            else:
+                options = {"return_tensors": return_tensors}
+                data.update(self._image_inputs(rows.images, options, timeout, "row", share_images))
         return BatchFeature(data, tensor_type=return_tensors)
 
     # --- decoding -------------------------------------------------------------------------------------------------

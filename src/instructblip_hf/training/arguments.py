@@ -21,6 +21,8 @@ COMPONENTS = ("vision_model", "query_tokens", "qformer", "language_projection", 
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
+FEATURE_DTYPES = ("float32", "bfloat16", "float16")
+
 
 WORDS = ("frozen", "train", "lora")
 """What a policy can say about a component."""
@@ -211,9 +213,13 @@ class DataArguments:
             Folder that image paths in files are relative to, and may not leave. Defaults to each file's folder.
         max_prompt_length (`int`, *optional*): Most tokens before the last answer, placeholders included.
         max_completion_length (`int`, *optional*): Most tokens of the last answer, end token included.
+        image_features (`str`, *optional*):
+            Folder for features of the frozen vision tower, computed once an image. Relative to where the command runs.
+        image_features_dtype (`str`, *optional*):
+            ``"float32"``, ``"bfloat16"`` or ``"float16"``, to keep features in. Defaults to what they are computed in.
 
     Raises:
-        ValueError: If a length is below 1.
+        ValueError: If a length is below 1, or a dtype is unknown or has no folder.
     """
 
     train: str | dict[str, Any] = field(metadata={"help": "File of rows, or a procedural source."})
@@ -223,8 +229,18 @@ class DataArguments:
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens before the last answer."})
     max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of the last answer."})
+    image_features: str | None = field(default=None, metadata={"help": "Folder for features of the vision tower."})
+    image_features_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16."})
 
     def __post_init__(self) -> None:
+        if self.image_features_dtype not in (None, *FEATURE_DTYPES):
+            raise ValueError(
+                f"image_features_dtype is {self.image_features_dtype!r}; allowed are: {', '.join(FEATURE_DTYPES)}"
+            )
+        if self.image_features_dtype is not None and self.image_features is None:
+            raise ValueError("image_features_dtype is set, but image_features names no folder")
+        if self.image_features == "":
+            raise ValueError("image_features is empty; give a folder")
         for name in ("max_prompt_length", "max_completion_length"):
             value = getattr(self, name)
             if value is not None and value < 1:

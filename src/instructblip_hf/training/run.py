@@ -22,6 +22,7 @@ from ..models.instructblip import (
 )
 from . import checkpoints
 from .arguments import DataArguments, ModelArguments, ShapesWorldArguments
+from .image_features.recipes import open_image_features, open_images_with
 from .initialization import reinitialize
 from .mixture import MixtureArguments, check_same_mixture, open_mixture
 from .mixture_parts import open_shapes_world
@@ -136,6 +137,10 @@ def prepare_run(
     if checkpoint is not None and isinstance(train_dataset, MixtureDataset):
         check_same_mixture(checkpoint, train_dataset.mixture.fingerprint(), draws_per_step(args))
     model, processor = load_model(recipe.model)
+    features = open_image_features(recipe, model, processor, args)
+    if features is not None:
+        for dataset in (train_dataset, eval_dataset):
+            open_images_with(dataset, features.reader.open_image)
     trainer = VisionLanguageTrainer(
         model=model,
         args=args,
@@ -148,10 +153,12 @@ def prepare_run(
             max_prompt_length=recipe.data.max_prompt_length,
             max_completion_length=recipe.data.max_completion_length,
             share_images=args.n_gpu <= 1,
+            image_inputs=features.reader if features is not None else None,
         ),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         callbacks=list(callbacks),
+        image_features=features,
     )
     return RecipeRun(recipe, trainer, len(train_dataset), folder, checkpoint)
 

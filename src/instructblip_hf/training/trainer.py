@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 
 from ..data.collators import VisionLanguageCollator
@@ -23,6 +24,7 @@ from ..utils.model_card import model_card
 from .arguments import OptimizationArguments
 from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
+from .image_features import ImageFeatures
 from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
@@ -76,6 +78,8 @@ class VisionLanguageTrainer(SafeSavingTrainer):
             Rows as above: anything with `__len__` and `__getitem__`, or an `IterableDataset` of torch or `datasets`;
             `eval_dataset` also as a dict of named sets. A `MixtureDataset` to train on is read in the order of its
             draws, and a resumed run goes on with the next draw; logs have losses by dataset.
+        image_features (`ImageFeatures`, *optional*):
+            Kept features of the vision tower, which must be frozen. Its reader is the collator's ``image_inputs``.
         kwargs: Anything else that `transformers.Trainer` takes.
 
     Attributes:
@@ -96,6 +100,7 @@ class VisionLanguageTrainer(SafeSavingTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         optimization: OptimizationArguments | None = None,
+        image_features: ImageFeatures | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -108,6 +113,7 @@ class VisionLanguageTrainer(SafeSavingTrainer):
                 is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
                 # Other models know no image_index, and torch's DataParallel would split it without its images.
                 share_images=isinstance(model, VisionLanguageModel) and args.n_gpu <= 1,
+                image_inputs=image_features.reader if image_features is not None else None,
             )
         mixtures = [data for data in (train_dataset, eval_dataset) if isinstance(data, MixtureDataset)]
         names = list(dict.fromkeys(name for data in mixtures for name in data.mixture.names))
@@ -118,6 +124,9 @@ class VisionLanguageTrainer(SafeSavingTrainer):
         if freezing is not None:
             self.freezing_report = apply_freezing(model, freezing)
             logger.info("what trains:\n%s", self.freezing_report)
+        self.image_features = image_features
+        if image_features is not None:
+            image_features.tower.check_frozen()
         # Rows hold images and text under names that no forward() has, and only the collator can read them.
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:
@@ -170,6 +179,13 @@ class VisionLanguageTrainer(SafeSavingTrainer):
             return MixtureSampler(len(train_dataset))
         # All draws of the training in one epoch, so that Trainer, when it resumes, skips to the very next one.
         return MixtureSampler(self.args.max_steps * draws_per_step(self.args))
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        inputs = super()._prepare_inputs(inputs)
+        if self.image_features is None:
+            return inputs
+        is_sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        return self.image_features.complete(inputs, is_sharded, share_images=self.args.n_gpu <= 1)
 
     def compute_loss(
         self,

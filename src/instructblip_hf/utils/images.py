@@ -71,8 +71,7 @@ def load_image(source: Any, timeout: float | None = 20.0) -> Image.Image:
         ValueError: If nothing can be made of ``source``: no image, damaged or cut off, without pixels, more than
             ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, more than `MAX_IMAGE_BYTES` bytes, or not reachable.
     """
-    if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path") or source
+    source = _out_of_dict(source)
     name = describe_source(source)
     if isinstance(source, Image.Image):
         return _to_rgb(source, name)
@@ -82,15 +81,24 @@ def load_image(source: Any, timeout: float | None = 20.0) -> Image.Image:
         return _from_array(array, name, channels_first=True)
     if isinstance(source, np.ndarray):
         return _from_array(source, name, channels_first=False)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_bytes(bytes(source), name)
-    if isinstance(source, str):
-        return _from_bytes(_read_text_source(source, name, timeout), name)
-    if isinstance(source, os.PathLike):
-        return _from_bytes(_read_file(Path(source), name), name)
-    if hasattr(source, "read"):
-        return _from_bytes(_bounded(source.read(MAX_IMAGE_BYTES + 1), name), name)
+    data = _encoded_bytes(source, name, timeout)
+    if data is not None:
+        return _from_bytes(data, name)
     raise ValueError(f"cannot make an image of {name}: {_ALLOWED}")
+
+
+def read_encoded(source: Any, timeout: float | None = 20.0) -> bytes | None:
+    """The bytes of the image file behind ``source``, not decoded; `None` for what is decoded already.
+
+    Args:
+        source: As for `load_image`.
+        timeout (`float`, *optional*, defaults to 20.0): As for `load_image`.
+
+    Raises:
+        ValueError: If a file or address cannot be read.
+    """
+    source = _out_of_dict(source)
+    return _encoded_bytes(source, describe_source(source), timeout)
 
 
 def is_single_image(source: Any) -> bool:
@@ -140,6 +148,22 @@ def describe_source(source: Any) -> str:
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
+
+
+def _out_of_dict(source: Any) -> Any:
+    return source.get("bytes") or source.get("path") or source if isinstance(source, dict) else source
+
+
+def _encoded_bytes(source: Any, name: str, timeout: float | None) -> bytes | None:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, str):
+        return _read_text_source(source, name, timeout)
+    if isinstance(source, os.PathLike):
+        return _read_file(Path(source), name)
+    if hasattr(source, "read"):
+        return _bounded(source.read(MAX_IMAGE_BYTES + 1), name)
+    return None
 
 
 def _read_text_source(source: str, name: str, timeout: float | None) -> bytes:
@@ -287,4 +311,4 @@ def _to_uint8(values: np.ndarray, is_16_bit: bool, name: str) -> np.ndarray:
     return np.rint(scaled).astype(np.uint8)
 
 
-__all__ = ["MAX_IMAGE_BYTES", "describe_source", "is_single_image", "load_image", "sample_frames"]
+__all__ = ["MAX_IMAGE_BYTES", "describe_source", "is_single_image", "load_image", "read_encoded", "sample_frames"]

@@ -7,7 +7,7 @@ import logging
 import pickle
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -261,8 +261,15 @@ class HubDataset:
         return _hub_images(examples[index - self._first[row]], self.image_root, f"{self.name}, row {row}")
 
 
-def open_images(example: Example, num_frames: int = DEFAULT_FRAMES) -> list[Any]:
+def open_images(
+    example: Example, num_frames: int = DEFAULT_FRAMES, open_image: Callable[[Any], Any] = load_image
+) -> list[Any]:
     """The images of an example, opened: RGB PIL images, of a video its frames in order.
+
+    Args:
+        example (`Example`): With ``images`` or a ``video``.
+        num_frames (`int`, *optional*): Of a video.
+        open_image (`Callable`, *optional*, defaults to `load_image`): Opens what is no video.
 
     Raises:
         ValueError: If one cannot be read, naming the example.
@@ -272,7 +279,7 @@ def open_images(example: Example, num_frames: int = DEFAULT_FRAMES) -> list[Any]
         if "video" in example:
             clip = example["video"]
             return read_frames(clip["path"], num_frames, clip["start"], clip["end"])
-        return [load_image(image) for image in example["images"]]
+        return [open_image(image) for image in example["images"]]
     except (ValueError, OSError) as error:
         raise ValueError(f"{example['dataset']} {example['id']}: {error}") from error
 

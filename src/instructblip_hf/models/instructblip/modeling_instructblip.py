@@ -346,6 +346,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         image_index: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> InstructBlipForConditionalGenerationModelOutput | tuple[Any, ...]:
         """Logits, and with labels the loss, for a batch whose rows hold no, one or several images.
@@ -372,14 +373,23 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             return_dict (`bool`, *optional*): `False` for a tuple.
             image_index (`torch.LongTensor`, *optional*):
                 Shape (images in the text,), for rows that share images, see [`get_image_features`].
+            image_states (`torch.Tensor`, *optional*):
+                States of the vision tower before its last layer norm, in place of pixels, shape (images, image tokens,
+                vision hidden). See [`InstructBlipVisionModel.image_states`]; other towers have none.
             kwargs: For the language model; ``num_items_in_batch`` for the loss.
 
         Returns:
             [`InstructBlipForConditionalGenerationModelOutput`]
 
         Raises:
-            ValueError: If placeholders and images do not match, or an image lacks its instruction.
+            ValueError: If placeholders and images do not match, an image lacks its instruction, or images are given in
+                two ways.
         """
+        if image_states is not None:
+            if pixel_values is not None or image_embeds is not None:
+                raise ValueError("give one of pixel_values, image_embeds and image_states")
+            tower: Any = self.vision_model
+            image_embeds = tower.post_layernorm(image_states)
         features = None
         if pixel_values is not None or image_embeds is not None:
             features = self.get_image_features(

@@ -68,6 +68,19 @@ class InstructBlipVisionModel(InstructBlipPart):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings
 
+    def image_states(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """States before the last layer norm, which [`InstructBlipForConditionalGeneration.forward`] takes in place of
+        pixels.
+
+        Args:
+            pixel_values (`torch.Tensor`): Shape (images, 3, height, width).
+
+        Returns:
+            `torch.Tensor`: Shape (images, 1 + patches, hidden).
+        """
+        states, _, _ = self.encoder(self.embeddings(pixel_values), output_hidden_states=False, output_attentions=False)
+        return states
+
     def forward(
         self,
         pixel_values: torch.Tensor,
