@@ -183,4 +183,34 @@ def instruction_of(messages: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(turns)
 
 
-__all__ = ["DEFAULT_CHAT_TEMPLATE", "fill_images", "instruction_of", "normalize_conversation"]
+class RenderedInstructions:
+    """The instructions of texts that were rendered from conversations, for when such a text is prepared for the model.
+
+    In the text alone, turns of the user cannot be told from answers. Holds the last `MOST` that are not the text itself.
+    """
+
+    MOST = 4096
+
+    def __init__(self) -> None:
+        self._instructions: dict[str, str] = {}
+
+    def note(self, text: str, instruction: str | None) -> None:
+        """Keeps the instruction of a rendered text; `None` where the text is its own."""
+        self._instructions.pop(text, None)
+        if instruction is not None:
+            self._instructions[text] = instruction
+        if len(self._instructions) > self.MOST:
+            del self._instructions[next(iter(self._instructions))]
+
+    def get(self, text: str) -> str | None:
+        """The instruction of a text, or `None` where it was not rendered here, or is its own instruction."""
+        return self._instructions.get(text)
+
+
+__all__ = [
+    "DEFAULT_CHAT_TEMPLATE",
+    "RenderedInstructions",
+    "fill_images",
+    "instruction_of",
+    "normalize_conversation",
+]

@@ -16,6 +16,7 @@ from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTraine
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import ModelOutput
 
+from .base_model_view import BaseModelView
 from .language_models.adapter import build_language_model
 
 
@@ -149,6 +150,11 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         self._keys_to_ignore_on_load_unexpected = {*own, *(language_model._keys_to_ignore_on_load_unexpected or ())}
 
     # --- parts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> Any:
+        """The model without the language model's head, as a function; it holds no weights of its own."""
+        return BaseModelView(self)
 
     @staticmethod
     def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ..constants import IMAGE_TOKEN
 from ..utils.images import is_single_image, load_image, sample_frames
 from ..utils.same_images import distinct_images, source_key
-from .chat import fill_images, instruction_of, normalize_conversation
+from .chat import RenderedInstructions, fill_images, instruction_of, normalize_conversation
 from .prompt_tokens import encode_texts, pad_rows, truncate_row
 from .training_rows import encode_training_rows
 
@@ -92,7 +92,8 @@ class VisionLanguageProcessor(ProcessorMixin):
             videos (`list`, *optional*): A list of frames for each text; frames become images of the sample.
             audio (`None`): Not taken; named because transformers' callers name it.
             qformer_text (`str` or `list[str]`, *optional*):
-                What the Q-Former reads, one or one a text; by default the prompts without markers.
+                What the Q-Former reads, one or one a text; by default the prompts without markers, and of a prompt
+                that `apply_chat_template` rendered the turns of the user.
             num_frames (`int`, *optional*, defaults to 4): Most frames of a video, evenly spaced.
             timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
             kwargs:
@@ -140,13 +141,18 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     def _instructions(self, texts: Sequence[str], qformer_text: str | Sequence[str] | None) -> list[str]:
         if qformer_text is None:
-            return [self._without_special_tokens(text) for text in texts]
+            noted = [self._rendered_instructions.get(text) for text in texts]
+            return [self._without_special_tokens(text) if own is None else own for text, own in zip(texts, noted)]
         given = _as_texts(qformer_text, "qformer_text")
         if len(given) == 1:
             given = given * len(texts)
         if len(given) != len(texts):
             raise ValueError(f"qformer_text has {len(given)} entries for {len(texts)} texts: give one, or one a text")
         return given
+
+    @property
+    def _rendered_instructions(self) -> RenderedInstructions:
+        return self.__dict__.setdefault("_rendered_instructions_by_text", RenderedInstructions())
 
     def _without_special_tokens(self, text: str) -> str:
         for token in (self.image_token, self.tokenizer.bos_token, self.tokenizer.eos_token):
@@ -302,6 +308,11 @@ class VisionLanguageProcessor(ProcessorMixin):
             **kwargs,
         )
         if not tokenize:
+            # A caller that prepares the text in a second step, as TRL does, is to have the same instruction.
+            for text, (messages, _) in zip(texts, parsed):
+                instruction = instruction_of(messages)
+                is_text = instruction == self._without_special_tokens(text)
+                self._rendered_instructions.note(text, None if is_text else instruction)
             return texts if is_batched else texts[0]
 
         call_options.setdefault("qformer_text", [instruction_of(messages) for messages, _ in parsed])

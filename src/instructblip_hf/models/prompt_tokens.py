@@ -1,8 +1,9 @@
 """Text to token rows in which image placeholders keep their place, their number and their attention.
 
-Pure functions over a tokenizer that is handed in. A row keeps the placeholders that open it apart from its other
+Pure functions over a tokenizer that is handed in. A row keeps the placeholders that nobody wrote apart from its other
 tokens, because published InstructBLIP and BLIP-2 checkpoints have them before the beginning-of-sequence token, and
-before the padding where padding is on the left.
+before the padding where padding is on the left. Placeholders of a marker that is written in the text, as chat templates
+do, stay beside its words: trainers that move a row to the left by its leading padding then leave no hole in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class TokenRow:
     """Tokens of one sample, not yet padded.
 
     Args:
-        opening (`int`): Number of placeholder tokens before everything else.
+        opening (`int`): Number of placeholder tokens before everything else, padding too.
         ids (`list[int]`): Token ids after them.
         fixed (`list[bool]`): Which of ``ids`` truncation must leave: placeholders and special tokens.
         offsets (`list[tuple[int, int]]`): Where in the text each of ``ids`` comes from; empty for placeholders.
@@ -55,9 +56,11 @@ def encode_texts(
 ) -> list[TokenRow]:
     """Tokenise texts, with ``tokens_per_image`` placeholders for each image.
 
-    A text without markers gets all its placeholders in front. Otherwise each marker becomes the placeholders of one
-    image, where it stands; markers that open the text count as in front. A beginning-of-sequence token that is
-    written out at the start of the text, as chat templates do, is not added a second time.
+    A text without markers gets all its placeholders in front, as an opening. Otherwise each marker becomes the
+    placeholders of one image, where it stands; those of markers that open the text come before the
+    beginning-of-sequence token too, but belong to the text, so that padding on the left is before them. A
+    beginning-of-sequence token that is written out at the start of the text, as chat templates do, is not added a
+    second time.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Of the language model; ``image_token`` is a special token of it.
@@ -93,7 +96,8 @@ def encode_texts(
             opening = text.count(image_token, 0, start)
         written = bool(bos) and text.startswith(bos, start)
         start += len(bos) if written else 0
-        openings.append(opening * tokens_per_image)
+        placeholders = opening * tokens_per_image
+        openings.append((0, placeholders) if markers else (placeholders, 0))
         bodies.append(text[start:])
         starts.append(start)
         has_written_bos.append(written)
@@ -117,7 +121,9 @@ def encode_texts(
         if with_offsets:
             shift = starts[index]
             offsets = [(begin + shift, end + shift) for begin, end in encoding["offset_mapping"][index]]
-        row = TokenRow(openings[index], [], [], [], _added_ending(tokenizer, ids, special))
+        opening, in_front = openings[index]
+        ending = _added_ending(tokenizer, ids, special)
+        row = TokenRow(opening, [image_token_id] * in_front, [True] * in_front, [(0, 0)] * in_front, ending)
         if has_written_bos[index] and not (special and special[0] and ids[0] == tokenizer.bos_token_id):
             row.ids.append(tokenizer.bos_token_id)
             row.fixed.append(True)

@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 from transformers import BlipImageProcessorPil
 
-from instructblip_hf.models.chat import DEFAULT_CHAT_TEMPLATE
+from instructblip_hf.models.chat import DEFAULT_CHAT_TEMPLATE, RenderedInstructions
 from instructblip_hf.models.instructblip.processing_instructblip import InstructBlipProcessor
 from tiny_tokenizers import LANGUAGE_TOKENIZERS, language_tokenizer, qformer_tokenizer
 
@@ -345,6 +345,19 @@ def test_padding_with_different_numbers_of_images() -> None:
         assert last == ([1, 1, 1] if side == "left" else [0, 1, 0])
 
 
+@pytest.mark.parametrize("kind", LANGUAGE_TOKENIZERS)
+def test_left_padding_is_before_markers_that_are_written(kind: str) -> None:
+    """Trainers move rows to the left by their leading padding, and a hole would stay."""
+    ours = processor(kind)
+    bos = ours.tokenizer.bos_token if kind not in ("t5", "gpt2") else ""
+    texts = [f"<image>{bos}{QUESTION}", f"<image>{bos}{LONGER}", f"Yes <image>{bos}"]
+    inputs = ours(images=[picture()] * 3, text=texts, padding=True, padding_side="left", return_tensors="pt")
+    mask = inputs["attention_mask"]
+    assert torch.equal(mask, mask.sort(dim=1).values)
+    for row, own, text in zip(inputs["input_ids"], mask.bool(), texts):
+        assert row[own].tolist() == ours(images=picture(), text=text)["input_ids"][0]
+
+
 def test_pad_to_multiple_of() -> None:
     inputs = processor()(images=picture(), text=QUESTION, padding=True, pad_to_multiple_of=8, return_tensors="pt")
     assert inputs["input_ids"].shape[1] % 8 == 0
@@ -502,6 +515,37 @@ def test_the_qformer_reads_the_user_and_never_the_answer() -> None:
     image_last = [full[0], full[1], {"role": "user", "content": [{"type": "image", "image": picture(1)}]}]
     assert instruction(image_last) == QUESTION.lower()
     assert instruction(full, processor_kwargs={"qformer_text": "a cat"}) == "a cat"
+
+
+def test_a_rendered_text_keeps_the_instruction_of_its_conversation() -> None:
+    ours = processor()
+    history = [{"role": "system", "content": "Describe the image."}, *conversation(picture())]
+    for messages in (history, history[1:], history[1:2]):
+        text = ours.apply_chat_template(messages, add_generation_prompt=True)
+        two_steps = ours(images=picture(), text="".join(list(text)))
+        at_once = ours.apply_chat_template(messages, tokenize=True, return_dict=True)
+        for name in ("input_ids", "qformer_input_ids", "qformer_attention_mask"):
+            assert two_steps[name] == at_once[name], name
+    text = ours.apply_chat_template(history)
+    given = ours(images=picture(), text=text, qformer_text="a cat")
+    assert given["qformer_input_ids"] == ours.qformer_tokenizer(["a cat"])["input_ids"]
+    # The same text from the system and the user, and from the user alone.
+    parts = [{"role": "system", "content": "Describe it."}, {"role": "user", "content": QUESTION}]
+    for messages in (parts, [{"role": "user", "content": f"Describe it. {QUESTION}"}]):
+        text = ours.apply_chat_template(messages)
+        assert text == f"<s>Describe it. {QUESTION}"
+        expected = [messages[-1]["content"]]
+        assert ours(images=picture(), text=text)["qformer_input_ids"] == ours.qformer_tokenizer(expected)["input_ids"]
+
+
+def test_the_number_of_instructions_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RenderedInstructions, "MOST", 2)
+    noted = RenderedInstructions()
+    for text in ("a", "b", "a", "c"):
+        noted.note(text, text.upper())
+    assert [noted.get(text) for text in "abc"] == ["A", None, "C"]
+    noted.note("a", None)
+    assert noted.get("a") is None
 
 
 def test_batched_conversations() -> None:

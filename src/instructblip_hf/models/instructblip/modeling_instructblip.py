@@ -424,7 +424,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
         )
         outputs = InstructBlipForConditionalGenerationModelOutput(
             loss=loss,
-            logits=language_model_outputs.logits,
+            logits=language_model_outputs.get("logits"),
             vision_outputs=features.vision_outputs if features is not None else None,
             qformer_outputs=features.qformer_outputs if features is not None else None,
             language_model_outputs=language_model_outputs,

@@ -29,6 +29,7 @@ def run_language_model(
     decoder_input_ids: torch.Tensor | None = None,
     decoder_attention_mask: torch.Tensor | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
+    without_head: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor | None, Any]:
     """Run the language model on image features and prompt, and compute the loss on its labels.
@@ -46,11 +47,16 @@ def run_language_model(
         num_items_in_batch (`int` or `torch.Tensor`, *optional*):
             Divisor of the summed loss, as Trainer hands it over under gradient accumulation; by default the mean
             over the batch's own labels.
+        without_head (`bool`, *optional*, defaults to `False`):
+            Causal only: run the decoder alone, whose output has ``last_hidden_state`` and no ``logits``.
 
     Returns:
         `tuple`: Loss (or `None` without labels) and the language model's output.
     """
     kwargs["return_dict"] = True
+    if without_head:
+        decoder = language_model.base_model
+        return None, decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
     if not is_encoder_decoder:
         outputs = language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         if labels is None:
