@@ -5,9 +5,16 @@ import torch
 import transformers
 
 from instructblip_hf import InstructBlipConfig, InstructBlipForConditionalGeneration
+from instructblip_hf.data.procedural import ShapesWorldDataset
+from instructblip_hf.data.sources.shapes_world import ShapesWorld
 from instructblip_hf.training import FreezingPolicy, apply_freezing
 from instructblip_hf.training.lora import has_lora, merged_state_dict
-from tiny_shapes import tiny_model
+from tiny_shapes import tiny_model, tiny_processor
+
+
+def tiny_batch(kind):
+    rows = [ShapesWorldDataset(ShapesWorld(0), 2)[index] for index in range(2)]
+    return tiny_processor().encode_examples(rows, is_encoder_decoder=kind == "seq2seq")
 
 
 def trained(model):
@@ -130,6 +137,59 @@ def test_gradient_checkpointing_of_a_frozen_language_model_keeps_dropout_off():
     # Once more: the layers are prepared once, not once a step.
     report.hold_frozen_modules_in_eval()
     torch.testing.assert_close(model.language_model(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "opt"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_of_a_frozen_language_model_can_stay_on(kind, checkpointing):
+    """As LAVIS trains: all in training mode but the vision tower, with a frozen T5."""
+    batch = tiny_batch(kind)
+    # A tower and a Q-Former of other dropout than the language model's, so that modes cannot be mistaken.
+    model = tiny_model(kind, dropout=0.5)
+    report = apply_freezing(model, FreezingPolicy("instructblip-strict", frozen_dropout=["language_model"]))
+    assert "frozen, dropout on" in str(report)
+    reference = tiny_model(kind, dropout=0.5)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    for tested in (model, reference):
+        tested.train()
+    report.hold_frozen_modules_in_eval()
+    reference.vision_model.eval()
+    losses, gradients = [], []
+    for tested in (model, reference):
+        torch.manual_seed(5)
+        loss = tested(**batch).loss
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, [tested.query_tokens, tested.language_projection.weight]))
+    assert torch.equal(*losses)
+    torch.testing.assert_close(*gradients)
+    torch.manual_seed(6)
+    assert model(**batch).loss != losses[0]
+
+
+@pytest.mark.parametrize("kind", ["causal", "opt", "seq2seq"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_by_default_no_dropout_of_frozen_parts_is_on(kind, checkpointing):
+    batch = tiny_batch(kind)
+    model = tiny_model(kind, dropout=0.5)
+    expected = model.eval()(**batch).loss
+    (expected_gradient,) = torch.autograd.grad(expected, model.language_projection.weight)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    report = apply_freezing(model, {"language_projection": "train"})
+    model.train()
+    report.hold_frozen_modules_in_eval()
+    loss = model(**batch).loss
+    (gradient,) = torch.autograd.grad(loss, model.language_projection.weight)
+    assert torch.equal(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_dropout_of_what_is_not_frozen_is_not_to_be_named():
+    with pytest.raises(ValueError, match="names 'qformer', which is marked 'train'"):
+        apply_freezing(tiny_model(), FreezingPolicy(frozen_dropout=["qformer"]))
+    with pytest.raises(ValueError, match="no component 'languagemodel'; did you mean 'language_model'"):
+        apply_freezing(tiny_model(), FreezingPolicy(frozen_dropout=["languagemodel"]))
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])

@@ -58,7 +58,7 @@ FREEZING_PRESETS: Mapping[str, Mapping[str, str]] = types.MappingProxyType(
 ``query_tokens``, ``qformer``, ``language_projection``, ``language_model``), that of BLIP-2's first stage, which has heads
 in place of a language model, and LLaVA's. ``instructblip-strict`` leaves the vision tower untouched as a whole, which is
 what training on image features that were computed beforehand needs; ``finetuning`` on one dataset trains what
-instruction tuning trains (Dai et al. 2023, section 3.4)."""
+instruction tuning trains (Dai et al. 2023, section 3.5)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ class FreezingPolicy:
         lora_target_modules (`list[str]`, *optional*):
             Last parts of the names of the linear layers that get an update. All linear layers inside the components
             marked ``lora`` when not given.
+        frozen_dropout (`list[str]`, *optional*):
+            Frozen components that stay in training mode, so that their dropout is on, by dotted name. None by
+            default; ``language_model`` is what LAVIS does, whose frozen T5 drops out 0.1 in training.
 
     Raises:
         ValueError: For an unknown preset or word, or a LoRA setting out of range.
@@ -93,6 +96,9 @@ class FreezingPolicy:
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA update."})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Linear layers with an update; all of the lora components if not given."}
+    )
+    frozen_dropout: list[str] = field(
+        default_factory=list, metadata={"help": "Frozen components whose dropout stays on in training."}
     )
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .arguments import FREEZING_PRESETS, FreezingPolicy
 
@@ -43,33 +44,39 @@ class FreezingReport:
         rows (`list[ComponentReport]`): Top-level components and those that the policy names, in module order.
         trainable (`int`): Number of parameters that train.
         total (`int`): Number of all parameters.
+        frozen_dropout (`tuple[str, ...]`): Frozen components that stay in training mode.
     """
 
-    def __init__(self, model: nn.Module, words: Mapping[str, str]) -> None:
+    def __init__(self, model: nn.Module, words: Mapping[str, str], frozen_dropout: Collection[str] = ()) -> None:
         self.words = dict(words)
+        self.frozen_dropout = tuple(frozen_dropout)
         self.rows = _component_rows(model, self.words)
         parameters = list(model.parameters())
         self.trainable = sum(p.numel() for p in parameters if p.requires_grad)
         self.total = sum(p.numel() for p in parameters)
         self._frozen_modules = [
-            module for name, module in model.named_modules() if name and _word_of(name, self.words) == "frozen"
+            module
+            for name, module in model.named_modules()
+            if name and _word_of(name, self.words) == "frozen" and not _is_inside(name, self.frozen_dropout)
         ]
 
     def hold_frozen_modules_in_eval(self) -> None:
-        """Puts every frozen module into evaluation mode, so that its dropout is off.
+        """Puts every frozen module into evaluation mode, so that its dropout is off, but for `frozen_dropout`.
 
         To be called after each `model.train()`, which switches all modules. Layers that checkpoint their activations
         do so only in training mode, so those stay in it and leave it while their own code runs.
         """
         for module in self._frozen_modules:
-            if getattr(module, "gradient_checkpointing", False) and hasattr(module, "_gradient_checkpointing_func"):
+            # T5's attention and stacks of layers carry the flag too, but checkpoint nothing themselves.
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
                 _checkpoint_in_eval(module)
             else:
                 module.training = False
 
     def __str__(self) -> str:
         header = ("component", "", "trainable", "parameters")
-        body = [(row.name, row.word, f"{row.trainable:,}", f"{row.total:,}") for row in self.rows]
+        words = [f"{row.word}, dropout on" if row.name in self.frozen_dropout else row.word for row in self.rows]
+        body = [(row.name, word, f"{row.trainable:,}", f"{row.total:,}") for row, word in zip(self.rows, words)]
         body.append(("total", "", f"{self.trainable:,}", f"{self.total:,}"))
         widths = [max(len(line[i]) for line in [header, *body]) for i in range(4)]
         lines = [
@@ -91,18 +98,19 @@ def apply_freezing(model: nn.Module, policy: str | Mapping[str, str] | FreezingP
         `FreezingReport`: The table of what trains.
 
     Raises:
-        ValueError: If the policy names a component that the model does not have, an unknown word or preset, or if
-            nothing would train.
+        ValueError: If the policy names a component that the model does not have, an unknown word or preset, a
+            component of `frozen_dropout` that is not frozen, or if nothing would train.
         ImportError: If a component is marked ``lora`` and peft is not installed.
     """
     policy = FreezingPolicy.of(policy)
     words = _resolve(model, policy)
+    _check_frozen_dropout(model, policy.frozen_dropout, words)
     lora_components = [name for name, word in words.items() if word == "lora"]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_word_of(name, words) == "train")
     for component in lora_components:
         _add_lora(model, component, words, policy)
-    report = FreezingReport(model, words)
+    report = FreezingReport(model, words, policy.frozen_dropout)
     if report.trainable == 0:
         raise ValueError(f"the freezing policy leaves nothing to train: {words}")
     return report
@@ -177,6 +185,19 @@ def _word_of(name: str, words: Mapping[str, str]) -> str:
     return words.get("", "frozen")
 
 
+def _is_inside(name: str, components: Collection[str]) -> bool:
+    return any(name == component or name.startswith(f"{component}.") for component in components)
+
+
+def _check_frozen_dropout(model: nn.Module, components: Collection[str], words: Mapping[str, str]) -> None:
+    for name in components:
+        check_component(model, name)
+        if _word_of(name, words) != "frozen":
+            raise ValueError(
+                f"frozen_dropout names {name!r}, which is marked {_word_of(name, words)!r}: its dropout is on anyway"
+            )
+
+
 def _component_rows(model: nn.Module, words: Mapping[str, str]) -> list[ComponentReport]:
     named = list(model.named_parameters())
     rows = []
@@ -184,7 +205,7 @@ def _component_rows(model: nn.Module, words: Mapping[str, str]) -> list[Componen
     for name in dict.fromkeys(
         n for top in top_level for n in [top, *sorted(w for w in words if w.startswith(f"{top}."))]
     ):
-        inside = [p for n, p in named if n == name or n.startswith(f"{name}.")]
+        inside = [p for n, p in named if _is_inside(n, (name,))]
         trainable = sum(p.numel() for p in inside if p.requires_grad)
         rows.append(ComponentReport(name, _word_of(name, words), trainable, sum(p.numel() for p in inside)))
     return rows
