@@ -54,10 +54,13 @@ class InstructBlipForConditionalGenerationModelOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, *optional*): Scalar, with ``labels``.
-        logits (`torch.Tensor`): Shape (batch, tokens, vocabulary); target tokens for sequence-to-sequence models.
+        logits (`torch.Tensor`, *optional*): Shape (batch, tokens, vocabulary); target tokens for sequence-to-sequence
+            models. `None` with ``logits_at_labels``.
         vision_outputs (`ModelOutput`, *optional*): Of the vision tower, where images were given.
         qformer_outputs (`ModelOutput`, *optional*): Of the Q-Former, where images were given.
         language_model_outputs (`ModelOutput`): Of the language model.
+        label_losses (`torch.Tensor`, *optional*): With ``logits_at_labels``: loss of every label, of shape (labels that
+            are not -100,) in reading order, without a gradient.
     """
 
     loss: torch.Tensor | None = None
@@ -65,6 +68,7 @@ class InstructBlipForConditionalGenerationModelOutput(ModelOutput):
     vision_outputs: ModelOutput | None = None
     qformer_outputs: ModelOutput | None = None
     language_model_outputs: ModelOutput | None = None
+    label_losses: torch.Tensor | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
@@ -347,6 +351,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
         return_dict: bool | None = None,
         image_index: torch.Tensor | None = None,
         image_states: torch.Tensor | None = None,
+        logits_at_labels: bool = False,
         **kwargs: Any,
     ) -> InstructBlipForConditionalGenerationModelOutput | tuple[Any, ...]:
         """Logits, and with labels the loss, for a batch whose rows hold no, one or several images.
@@ -376,14 +381,17 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             image_states (`torch.Tensor`, *optional*):
                 States of the vision tower before its last layer norm, in place of pixels, shape (images, image tokens,
                 vision hidden). See [`InstructBlipVisionModel.image_states`]; other towers have none.
+            logits_at_labels (`bool`, *optional*, defaults to `False`):
+                For training: the loss alone, and ``label_losses``. Logits are computed where there are labels, a chunk
+                at a time, and not returned, which saves most of the language model's memory at its head.
             kwargs: For the language model; ``num_items_in_batch`` for the loss.
 
         Returns:
             [`InstructBlipForConditionalGenerationModelOutput`]
 
         Raises:
-            ValueError: If placeholders and images do not match, an image lacks its instruction, or images are given in
-                two ways.
+            ValueError: If placeholders and images do not match, an image lacks its instruction, images are given in two
+                ways, or ``logits_at_labels`` comes without labels or does not suit the language model.
         """
         if image_states is not None:
             if pixel_values is not None or image_embeds is not None:
@@ -412,7 +420,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             kwargs["output_hidden_states"] = output_hidden_states
         if output_attentions is not None:
             kwargs["output_attentions"] = output_attentions
-        loss, language_model_outputs = run_language_model(
+        loss, language_model_outputs, label_losses = run_language_model(
             self.language_model,
             self.config.is_encoder_decoder,
             inputs_embeds,
@@ -420,6 +428,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             labels=labels,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
+            logits_at_labels=logits_at_labels,
             **kwargs,
         )
         outputs = InstructBlipForConditionalGenerationModelOutput(
@@ -428,6 +437,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             vision_outputs=features.vision_outputs if features is not None else None,
             qformer_outputs=features.qformer_outputs if features is not None else None,
             language_model_outputs=language_model_outputs,
+            label_losses=label_losses,
         )
         return outputs if value_or_default(return_dict, self.config.return_dict) else outputs.to_tuple()
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
 from ...constants import IGNORE_INDEX
+from .label_losses import losses_at_labels
 
 
 def build_language_model(text_config: PreTrainedConfig, is_encoder_decoder: bool) -> PreTrainedModel:
@@ -30,8 +31,9 @@ def run_language_model(
     decoder_attention_mask: torch.Tensor | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
     without_head: bool = False,
+    logits_at_labels: bool = False,
     **kwargs: Any,
-) -> tuple[torch.Tensor | None, Any]:
+) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
     """Run the language model on image features and prompt, and compute the loss on its labels.
 
     Args:
@@ -49,34 +51,39 @@ def run_language_model(
             over the batch's own labels.
         without_head (`bool`, *optional*, defaults to `False`):
             Causal only: run the decoder alone, whose output has ``last_hidden_state`` and no ``logits``.
+        logits_at_labels (`bool`, *optional*, defaults to `False`):
+            Whether to compute logits where there are labels alone, in chunks that are not kept; see `label_losses`.
+        kwargs: For the language model.
 
     Returns:
-        `tuple`: Loss (or `None` without labels) and the language model's output.
+        `tuple`: Loss (or `None` without labels), the language model's output, and with ``logits_at_labels`` the losses
+        of the labels, of shape (labels that are not -100,) without a gradient; the output's ``logits`` are then `None`.
+
+    Raises:
+        ValueError: If ``logits_at_labels`` comes without labels or does not suit the language model.
     """
-    kwargs["return_dict"] = True
+    kwargs.update(inputs_embeds=inputs_embeds, attention_mask=attention_mask)
     if without_head:
-        decoder = language_model.base_model
-        return None, decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
-    if not is_encoder_decoder:
-        outputs = language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
-        if labels is None:
-            return None, outputs
+        return None, language_model.base_model(return_dict=True, **kwargs), None
+    targets = labels
+    if is_encoder_decoder:
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = language_model.prepare_decoder_input_ids_from_labels(labels)
+        kwargs.update(decoder_input_ids=decoder_input_ids, decoder_attention_mask=decoder_attention_mask)
+    elif labels is not None:
         # Position t predicts token t + 1; the last position has nothing to predict.
         targets = nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
-        return token_cross_entropy(outputs.logits, targets, num_items_in_batch), outputs
-
-    if decoder_input_ids is None and labels is not None:
-        decoder_input_ids = language_model.prepare_decoder_input_ids_from_labels(labels)
-    outputs = language_model(
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        decoder_input_ids=decoder_input_ids,
-        decoder_attention_mask=decoder_attention_mask,
-        **kwargs,
-    )
-    if labels is None:
-        return None, outputs
-    return token_cross_entropy(outputs.logits, labels, num_items_in_batch), outputs
+    if logits_at_labels:
+        if targets is None:
+            raise ValueError(
+                "logits_at_labels=True needs labels: without them there is no position to compute logits at"
+            )
+        losses, outputs = losses_at_labels(language_model, is_encoder_decoder, targets, **kwargs)
+        return _divide(losses.sum(), num_items_in_batch, len(losses)), outputs, losses.detach()
+    outputs = language_model(return_dict=True, **kwargs)
+    if targets is None:
+        return None, outputs, None
+    return token_cross_entropy(outputs.logits, targets, num_items_in_batch), outputs, None
 
 
 def token_cross_entropy(
@@ -99,11 +106,13 @@ def token_cross_entropy(
         ignore_index=IGNORE_INDEX,
         reduction=reduction,
     )
-    if num_items_in_batch is None:
-        return loss
+    return loss if num_items_in_batch is None else _divide(loss, num_items_in_batch, 1)
+
+
+def _divide(total: torch.Tensor, num_items_in_batch: torch.Tensor | int | None, targets: int) -> torch.Tensor:
     if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(loss.device)
-    return loss / num_items_in_batch
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / (targets if num_items_in_batch is None else num_items_in_batch)
 
 
 __all__ = ["build_language_model", "run_language_model", "token_cross_entropy"]
