@@ -30,8 +30,8 @@ def expected(model, dataset, numbers):
     return {name: total / count for name, (total, count) in sums.items()}
 
 
-@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
-def test_logs_have_the_mean_over_each_dataset_s_tokens(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "at_labels"), [("causal", True), ("causal", False), ("seq2seq", True)])
+def test_logs_have_the_mean_over_each_dataset_s_tokens(kind, at_labels, tmp_path):
     model, dataset = tiny_model(kind), mixture_dataset(32)
     args = TrainingArguments(
         output_dir=str(tmp_path),
@@ -52,7 +52,12 @@ def test_logs_have_the_mean_over_each_dataset_s_tokens(kind, tmp_path):
     )
     evaluation = mixture_dataset(10)
     trainer = VisionLanguageTrainer(
-        model, args, processing_class=tiny_processor(), train_dataset=dataset, eval_dataset=evaluation
+        model,
+        args,
+        processing_class=tiny_processor(),
+        train_dataset=dataset,
+        eval_dataset=evaluation,
+        logits_at_labels=at_labels,
     )
     trainer.train()
     first, second = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -220,3 +220,75 @@ def test_shared_images_give_the_losses_of_repeated_ones(kind, tmp_path):
     assert towers == [[4, 4], [2, 2]]
     assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-5)
     torch.testing.assert_close(runs[1][1], runs[0][1], rtol=1e-4, atol=1e-5)
+
+
+def logits_formed(model):
+    """Numbers of logits rows that the head of the language model gives from here on."""
+    sizes = []
+    head = model.language_model.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: sizes.append(output[..., 0].numel()))
+    return sizes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_at_labels_are_those_of_full_logits(kind, tmp_path):
+    runs = []
+    for at_labels in (True, False):
+        model = tiny_model(kind)
+        options = {"gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+        trainer = trainer_for(model, arguments(tmp_path, **options), logits_at_labels=at_labels)
+        sizes = logits_formed(model)
+        trainer.train()
+        evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        runs.append((losses(trainer) + evaluated, model.language_projection.weight.detach(), sum(sizes)))
+    (own, weights, few), (full, expected, many) = runs
+    assert own == pytest.approx(full, rel=1e-5)
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
+    assert few < (0.5 if kind == "causal" else 1) * many
+
+
+@pytest.mark.parametrize("reader", ["metrics", "prediction", "smoothing", "loss function"])
+def test_full_logits_where_something_reads_them(reader, tmp_path):
+    model, seen = tiny_model(), []
+
+    def metrics(prediction):
+        seen.append(prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions)
+        return {}
+
+    def loss_function(outputs, labels, num_items_in_batch=None):
+        seen.append(outputs.logits)
+        return outputs.logits.float().mean()
+
+    args = arguments(tmp_path, max_steps=1, label_smoothing_factor=0.1 if reader == "smoothing" else 0.0)
+    options = {"compute_metrics": metrics} if reader == "metrics" else {}
+    if reader == "loss function":
+        options["compute_loss_func"] = loss_function
+    trainer = trainer_for(model, args, **options)
+    if reader == "metrics":
+        trainer.evaluate()
+    elif reader == "prediction":
+        predictions = trainer.predict(trainer.eval_dataset).predictions
+        seen.append(predictions[0] if isinstance(predictions, tuple) else predictions)
+    else:
+        sizes = logits_formed(model)
+        trainer.train()
+        assert min(sizes) > 4 * 8  # all positions of 4 rows
+        return
+    assert seen[0].shape[::2] == (6, model.config.text_config.vocab_size)
+
+
+def test_a_language_model_that_needs_full_logits_trains_with_them_and_a_warning(tmp_path, caplog):
+    model = tiny_model()
+    own = type(model.language_model).forward
+
+    def forward(*arguments, **options):
+        outputs = own(model.language_model, *arguments, **options)
+        outputs.logits = outputs.logits + outputs.logits.roll(1, dims=1)
+        return outputs
+
+    model.language_model.forward = forward
+    with caplog.at_level("WARNING"):
+        trainer = trainer_for(model, arguments(tmp_path, max_steps=1))
+    assert "full logits are formed in training" in caplog.text
+    trainer.train()
+    assert losses(trainer)[0] > 0

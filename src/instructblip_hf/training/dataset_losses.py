@@ -49,26 +49,23 @@ class DatasetLosses:
 
     @torch.no_grad()
     def add(
-        self, logits: torch.Tensor, labels: torch.Tensor, datasets: torch.Tensor, is_encoder_decoder: bool
+        self, losses: torch.Tensor, labels: torch.Tensor, datasets: torch.Tensor, is_encoder_decoder: bool
     ) -> None:
         """Counts a batch in. Nothing is copied from the device, so nothing waits for it.
 
         Args:
-            logits (`torch.Tensor`): Shape (rows, tokens, vocabulary).
-            labels (`torch.LongTensor`): Shape (rows, tokens), -100 where there is nothing to predict. Those of a causal
-                model stand at their own tokens, one after the logits that predict them.
+            losses (`torch.Tensor`): Shape (labels,), of every label in reading order, see `losses_of_labels`.
+            labels (`torch.LongTensor`): Shape (rows, tokens), -100 where there is nothing to predict.
             datasets (`torch.LongTensor`): Shape (rows,), see `DATASET_INDEX`.
             is_encoder_decoder (`bool`): Whether the language model is sequence-to-sequence.
         """
-        if not is_encoder_decoder:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        labels = labels.to(logits.device)
-        rows = datasets.to(logits.device)[:, None].expand_as(labels)
-        chosen = (labels != IGNORE_INDEX) & (rows >= 0)
-        losses = nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
+        targets = _targets(labels, is_encoder_decoder).to(losses.device)
+        rows = datasets.to(losses.device)[:, None].expand_as(targets)[targets != IGNORE_INDEX]  # [labels]
+        counted = rows >= 0
         if self._sums is None:
-            self._sums = self._zeros(logits.device)
-        self._sums.index_add_(0, rows[chosen], torch.stack([losses, torch.ones_like(losses)], dim=1))
+            self._sums = self._zeros(losses.device)
+        values = torch.stack([losses, torch.ones_like(losses)], dim=1)
+        self._sums.index_add_(0, rows[counted], values[counted])
 
     def take(self, accelerator: Any) -> dict[str, float]:
         """The means so far over all processes, by dataset, of those that had labels; and begins anew.
@@ -86,4 +83,25 @@ class DatasetLosses:
         return torch.zeros(len(self.names), 2, device=device)
 
 
-__all__ = ["DATASET_INDEX", "DatasetLosses", "NamingCollator"]
+@torch.no_grad()
+def losses_of_labels(logits: torch.Tensor, labels: torch.Tensor, is_encoder_decoder: bool) -> torch.Tensor:
+    """Loss of every label that is not -100, in reading order, of shape (labels,).
+
+    Args:
+        logits (`torch.Tensor`): Shape (rows, tokens, vocabulary).
+        labels (`torch.LongTensor`): Shape (rows, tokens). Those of a causal model stand at their own tokens, one after
+            the logits that predict them.
+        is_encoder_decoder (`bool`): Whether the language model is sequence-to-sequence.
+    """
+    targets = _targets(labels, is_encoder_decoder).to(logits.device)
+    chosen = targets != IGNORE_INDEX
+    return nn.functional.cross_entropy(
+        logits[:, : targets.shape[1]][chosen].float(), targets[chosen], reduction="none"
+    )
+
+
+def _targets(labels: torch.Tensor, is_encoder_decoder: bool) -> torch.Tensor:
+    return labels if is_encoder_decoder else labels[:, 1:]
+
+
+__all__ = ["DATASET_INDEX", "DatasetLosses", "NamingCollator", "losses_of_labels"]

@@ -19,10 +19,11 @@ from transformers.trainer_callback import ExportableState
 
 from ..data.collators import VisionLanguageCollator
 from ..data.mixture import MixtureDataset, MixtureSampler
+from ..models.language_models.label_losses import check_logits_at_labels
 from ..models.modeling_base import VisionLanguageModel
 from ..utils.model_card import model_card
 from .arguments import OptimizationArguments
-from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator
+from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator, losses_of_labels
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .image_features import ImageFeatures
 from .lora import has_lora, merged_state_dict
@@ -80,6 +81,11 @@ class VisionLanguageTrainer(SafeSavingTrainer):
             draws, and a resumed run goes on with the next draw; logs have losses by dataset.
         image_features (`ImageFeatures`, *optional*):
             Kept features of the vision tower, which must be frozen. Its reader is the collator's ``image_inputs``.
+        logits_at_labels (`bool`, *optional*, defaults to `True`):
+            Whether training and evaluation loss compute logits where there are labels alone, in chunks. Full logits are
+            formed all the same where something reads them: predictions, metrics, label smoothing, a loss function of
+            one's own; under `torch_compile`; and, with a warning, for language models that need them. Models other than
+            this package's always form them.
         kwargs: Anything else that `transformers.Trainer` takes.
 
     Attributes:
@@ -101,6 +107,7 @@ class VisionLanguageTrainer(SafeSavingTrainer):
         eval_dataset: Any = None,
         optimization: OptimizationArguments | None = None,
         image_features: ImageFeatures | None = None,
+        logits_at_labels: bool = True,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -151,6 +158,21 @@ class VisionLanguageTrainer(SafeSavingTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self._predicting = False
+        self._logits_at_labels = (
+            logits_at_labels
+            and isinstance(model, VisionLanguageModel)
+            and self.label_smoother is None
+            and self.compute_loss_func is None
+            and not args.torch_compile
+        )
+        if self._logits_at_labels:
+            # Before the model is wrapped for several processes, which all would have to take part.
+            try:
+                check_logits_at_labels(model.language_model, bool(config.is_encoder_decoder))
+            except ValueError as error:
+                logger.warning("full logits are formed in training: %s", error)
+                self._logits_at_labels = False
         if isinstance(train_dataset, MixtureDataset):
             self.add_callback(MixtureState(train_dataset.mixture.fingerprint(), draws_per_step(args)))
         # Trainer writes its own use_cache into the configuration, which would be published with the weights.
@@ -198,14 +220,33 @@ class VisionLanguageTrainer(SafeSavingTrainer):
         if model.training and self.freezing_report is not None:
             self.freezing_report.hold_frozen_modules_in_eval()
         datasets, labels = inputs.pop(DATASET_INDEX, None), inputs.get("labels")
+        if self._logits_at_labels and labels is not None and (model.training or not self._predicting):
+            inputs = {**inputs, "logits_at_labels": True}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if datasets is not None and labels is not None:
-            logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[1]
             config: Any = self.accelerator.unwrap_model(model).config
             is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+            label_losses = outputs.get("label_losses") if isinstance(outputs, Mapping) else None
+            if label_losses is None:
+                logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[1]
+                label_losses = losses_of_labels(logits, labels, is_encoder_decoder)
             losses = self._dataset_losses["loss" if model.training else "eval_loss"]
-            losses.add(logits.detach(), labels, datasets, is_encoder_decoder)
+            losses.add(label_losses, labels, datasets, is_encoder_decoder)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """Trainer's step of evaluation and prediction; with full logits where it is to return them."""
+        self._predicting = not prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._predicting = False
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's logs; with a mixture also ``loss/NAME`` and ``eval_loss/NAME`` of each dataset that was drawn."""
