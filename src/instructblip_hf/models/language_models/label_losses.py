@@ -146,8 +146,7 @@ def _losses(
                 return checkpoint(losses_of, *arguments, use_reentrant=False)
 
         losses = torch.cat([run(*part) for part in zip(hidden.split(chunk), own_targets.split(chunk))])
-    outputs.logits = None
-    return losses, outputs
+    return losses, type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
