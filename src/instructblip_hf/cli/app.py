@@ -136,4 +136,29 @@ def train(
         run_train(recipe, changes or [], output, resume)
 
 
+@app.command()
+def features(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as with train.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the features; data.image_features by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the tower at once.")] = 32,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that will train; by default as many as compute features.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also read all features that are there, and compute damaged ones anew.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on where the disk has no room for all.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much there is to compute, and leave.")] = False,
+) -> None:
+    """Compute the image features of a frozen vision tower once, for all images that a recipe will draw."""
+    from .features import run_features
+
+    run_features(recipe, changes or [], output, batch_size, processes, check, force, dry_run)
+
+
 app.add_typer(data_app)

@@ -137,8 +137,9 @@ def prepare_run(
     if checkpoint is not None and isinstance(train_dataset, MixtureDataset):
         check_same_mixture(checkpoint, train_dataset.mixture.fingerprint(), draws_per_step(args))
     model, processor = load_model(recipe.model)
-    features = open_image_features(recipe, model, processor, args)
-    if features is not None:
+    features = None
+    if recipe.data.image_features is not None:
+        features = open_image_features(recipe, model, processor, args)
         for dataset in (train_dataset, eval_dataset):
             open_images_with(dataset, features.reader.open_image)
     trainer = VisionLanguageTrainer(

@@ -153,7 +153,7 @@ class ImageFeatures:
                     "are spread over processes (FSDP, ZeRO-3) cannot compute them during training: compute them first "
                     "with instructblip features RECIPE --check"
                 )
-            computed = self._compute([bytes(key).hex() for key in keys.tolist()], inputs.pop("pixel_values"))
+            computed = self.compute([bytes(key).hex() for key in keys.tolist()], inputs.pop("pixel_values"))
             features = computed if features is None else torch.cat([features, computed])
             features = features[inputs.pop(PLACES)]
         if features is None and is_sharded and "pixel_values" not in inputs:
@@ -170,7 +170,19 @@ class ImageFeatures:
             inputs[argument] = features
         return inputs
 
-    def _compute(self, keys: Sequence[str], pixel_values: torch.Tensor) -> torch.Tensor:
+    def compute(self, keys: Sequence[str], pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features of images, computed and kept unless they are by now.
+
+        Args:
+            keys (`Sequence[str]`): Of the store.
+            pixel_values (`torch.Tensor`): Shape (images, 3, height, width).
+
+        Returns:
+            `torch.Tensor`: Shape (images, image tokens, hidden), in the store's precision, where the pixels are.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
         # Batches are made ahead: the one before this, or another process, may have kept some of them by now.
         known: dict[int, torch.Tensor] = {}
         for place, key in enumerate(keys):

@@ -18,8 +18,8 @@ from .batches import ImageFeatures
 from .tower import autocast_dtype
 
 
-def open_image_features(recipe: Recipe, model: Any, processor: Any, args: TrainingArguments) -> ImageFeatures | None:
-    """The kept features that a recipe names; `None` if it names none.
+def open_image_features(recipe: Recipe, model: Any, processor: Any, args: TrainingArguments) -> ImageFeatures:
+    """The kept features that a recipe names by ``data.image_features``.
 
     Args:
         recipe (`Recipe`): Of `load_recipe`.
@@ -28,11 +28,11 @@ def open_image_features(recipe: Recipe, model: Any, processor: Any, args: Traini
         args (`TrainingArguments`): The recipe's.
 
     Raises:
-        ValueError: As `ImageFeatures`, and for several GPUs in one process.
+        ValueError: As `ImageFeatures`, and if the recipe names no folder.
     """
     folder, dtype = recipe.data.image_features, recipe.data.image_features_dtype
     if folder is None:
-        return None
+        raise ValueError("the recipe names no folder for features: data.image_features is not set")
     return ImageFeatures(
         model,
         processor.image_processor,
