@@ -139,7 +139,8 @@ class VisionLanguageTrainer(SafeSavingTrainer):
         if args.ddp_find_unused_parameters is None:
             # What a foreign tower computes beside its features gets no gradient (CLIP's pooled output). Trainer turns
             # the search for such weights off under activation checkpointing, which only reentrant one needs.
-            checkpointing: Any = args.activation_checkpointing_kwargs or {}
+            # By its old name, which newer versions of transformers keep in step with the new one.
+            checkpointing: Any = args.gradient_checkpointing_kwargs or {}
             args.ddp_find_unused_parameters = not checkpointing.get("use_reentrant", False)
         if args.label_names is None:
             args.label_names = ["labels"]
