@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BlipImageProcessorPil, TrainingArguments
 
-from instructblip_hf import InstructBlipProcessor
+from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipProcessor
 from instructblip_hf.data.collators import VisionLanguageCollator
 from instructblip_hf.data.procedural import ShapesWorldDataset
 from instructblip_hf.data.sources.shapes_world import ShapesWorld
@@ -275,6 +275,7 @@ def test_frozen_parts_stay_and_checkpointed_activations_change_nothing(tmp_path)
             processing_class=tiny_processor(),
         )
         trainer.train()
+        assert checkpointing == any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
         for name, parameter in model.named_parameters():
             assert parameter.requires_grad or torch.equal(parameter, before[name]), name
         assert not torch.equal(model.query_tokens, before["query_tokens"])
@@ -283,6 +284,62 @@ def test_frozen_parts_stay_and_checkpointed_activations_change_nothing(tmp_path)
     assert plain_losses == pytest.approx(checkpointed_losses, rel=1e-6)
     for name, tensor in plain.items():
         torch.testing.assert_close(checkpointed[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_without_any_image(form, tmp_path):
+    """A batch of images, then one of text alone, which nothing that trains has a part in."""
+    rows = [row for row in tricky_rows() if row["images"] and "prompt" in row][:2]
+    rows += [{"images": [], "prompt": "what color is red?", "completion": "red"}] * 2
+    model = tiny_model()
+    apply_freezing(model, "instructblip")
+    weights = []
+
+    class Watch(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            weights.append(copy.deepcopy(model.state_dict()))
+
+    trainer = SFTTrainer(
+        model,
+        config(tmp_path, form, max_steps=2, per_device_train_batch_size=2, optim="sgd"),
+        train_dataset=trl_dataset(rows, form),
+        processing_class=tiny_processor(),
+        callbacks=[Watch()],
+    )
+    trainer.train()
+    moved, kept = weights
+    assert not torch.equal(moved["query_tokens"], tiny_model().state_dict()["query_tokens"])
+    for name, tensor in moved.items():
+        assert torch.equal(kept[name], tensor), name
+    model.load_state_dict(moved)
+    assert losses(trainer)[1] == pytest.approx(loss_by_hand(model.eval(), tiny_processor(), rows[2:]), rel=1e-5)
+
+
+def test_frozen_parts_without_dropout(tmp_path):
+    """As docs/trl.md says: with the hook the loss of a training step is that without any dropout."""
+    rows = tricky_rows()
+    found = {}
+    for hooked in (False, True):
+        model = tiny_model("opt", dropout=0.5)
+        model.vision_model.config.attention_dropout = 0.0
+        for module in model.qformer.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        report = apply_freezing(model, {"language_projection": "train"})
+        if hooked:
+            model.register_forward_pre_hook(lambda *_, report=report: report.hold_frozen_modules_in_eval())
+        trainer = SFTTrainer(
+            model,
+            config(tmp_path, "prompt_completion"),
+            train_dataset=trl_dataset(rows, "prompt_completion"),
+            processing_class=tiny_processor(),
+        )
+        trainer.train()
+        found[hooked] = losses(trainer)[0]
+    converted = [trl_row(row, "prompt_completion") for row in rows]
+    expected = loss_by_hand(tiny_model("opt", dropout=0.5).eval(), tiny_processor(), converted)
+    assert found[True] == pytest.approx(expected, rel=1e-5)
+    assert found[False] != pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -390,6 +447,38 @@ def test_the_shapes_world_in_its_own_order(tmp_path):
     assert losses(trainer)[0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.skipif("messages" not in FORMS, reason="assistant_only_loss needs transformers 5.18")
+def test_the_snippet_of_the_page(tmp_path):
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "trl.md").read_text(encoding="utf-8")
+    snippet = page.split("```python\n")[1].split("```")[0]
+    for there, here in (("outputs/trl", tmp_path / "out"), ("examples/own_images", root / "examples" / "own_images")):
+        assert there in snippet
+        snippet = snippet.replace(there, here.as_posix())
+    names = {}
+    exec(snippet, names)
+    assert names["trainer"].state.global_step == 2
+    saved = InstructBlipForConditionalGeneration.from_pretrained(tmp_path / "out" / "checkpoint-2")
+    assert torch.equal(saved.query_tokens, names["model"].query_tokens)
+
+
+def test_mixed_precision_stays_near_float32(tmp_path):
+    found = []
+    for bf16 in (False, True):
+        trainer = SFTTrainer(
+            tiny_model(),
+            config(tmp_path, "prompt_completion", bf16=bf16, max_steps=2),
+            train_dataset=trl_dataset(tricky_rows(), "prompt_completion"),
+            processing_class=tiny_processor(),
+        )
+        trainer.train()
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+        found.append(losses(trainer))
+    assert found[1] == pytest.approx(found[0], rel=2e-2)
+    assert found[1] != found[0]
+
+
+@pytest.mark.skipif("messages" not in FORMS, reason="assistant_only_loss needs transformers 5.18")
 def test_the_example_teaches_what_it_says(capsys):
     example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "trl_sft.py"))
     assert example["main"](epochs=12) == 1.0
