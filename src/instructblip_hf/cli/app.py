@@ -161,4 +161,21 @@ def features(
     run_features(recipe, changes or [], output, batch_size, processes, check, force, dry_run)
 
 
+@app.command()
+def merge(
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="Folder or Hub id of an adapter that train saved.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the merged model.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Folder or Hub id of its base; what the adapter names by default.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16: of the merged weights.")] = "float32",
+) -> None:
+    """Add a LoRA adapter to the model it was trained on, and save the sum as a model."""
+    from .merge import run_merge
+
+    run_merge(adapter, output, base, dtype)
+
+
 app.add_typer(data_app)

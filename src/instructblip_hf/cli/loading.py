@@ -37,6 +37,8 @@ class LoadedModel:
 def load(name: str | None, device: str | None = None, dtype: str | None = None) -> LoadedModel:
     """Loads a model by folder, Hub id or bundled name; the bundled tiny one, with a notice on stderr, for `None`.
 
+    A folder or repository with an adapter is opened on the model that the adapter names.
+
     Args:
         name (`str`, *optional*): What to load.
         device (`str`, *optional*): Where to, by default an accelerator if there is one.
@@ -65,7 +67,7 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
         )
 
     import torch
-    from transformers.utils import logging
+    from transformers.utils import find_adapter_config_file, logging
 
     from ..models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
 
@@ -74,8 +76,7 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
         device = accelerator.type if accelerator is not None and torch.accelerator.is_available() else "cpu"
     if dtype is None:
         dtype = "float32" if device == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"--dtype: {dtype!r} is none of float32, bfloat16, float16")
+    check_dtype(dtype)
     try:
         target = torch.device(device)
     except RuntimeError as error:
@@ -83,8 +84,19 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
     if name in BUNDLED_CHECKPOINTS or not sys.stderr.isatty():
         logging.disable_progress_bar()
     processor = InstructBlipProcessor.from_pretrained(path, **options)
-    model = InstructBlipForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, dtype), **options)
+    if find_adapter_config_file(path, **options) is not None:
+        from ..training.adapters import load_adapter
+
+        model = load_adapter(path, dtype=getattr(torch, dtype), **options).get_base_model()
+    else:
+        model = InstructBlipForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, dtype), **options)
     return LoadedModel(name, model.to(target).eval(), processor)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises a `ValueError` for a name that is no dtype of weights."""
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype: {dtype!r} is none of float32, bfloat16, float16")
 
 
 def reach_hub(repo_id: str) -> dict[str, Any]:

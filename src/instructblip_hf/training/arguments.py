@@ -23,6 +23,12 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 FEATURE_DTYPES = ("float32", "bfloat16", "float16")
 
+QUANTIZATIONS = ("nf4", "int8")
+"""How ``model.quantization`` may load the language model."""
+
+SAVES = ("merged", "adapter")
+"""What ``freezing.save`` may leave behind."""
+
 
 WORDS = ("frozen", "train", "lora")
 """What a policy can say about a component."""
@@ -79,6 +85,10 @@ class FreezingPolicy:
         frozen_dropout (`list[str]`, *optional*):
             Frozen components that stay in training mode, so that their dropout is on, by dotted name. None by
             default; ``language_model`` is what LAVIS does, whose frozen T5 drops out 0.1 in training.
+        save (`str`, *optional*):
+            What a LoRA run leaves behind, one of `SAVES`: a whole model with the updates added to its weights, or an
+            adapter in PEFT's format with all that trained. By default ``merged``, and ``adapter`` where the language
+            model is quantised. Checkpoints on the way hold the same weights as the adapter, or those of the whole model.
 
     Raises:
         ValueError: For an unknown preset or word, or a LoRA setting out of range.
@@ -100,8 +110,16 @@ class FreezingPolicy:
     frozen_dropout: list[str] = field(
         default_factory=list, metadata={"help": "Frozen components whose dropout stays on in training."}
     )
+    save: str | None = field(
+        default=None,
+        metadata={"help": "merged or adapter: what a LoRA run leaves behind; fitting the model by default."},
+    )
 
     def __post_init__(self) -> None:
+        if self.save is not None and self.save not in SAVES:
+            raise ValueError(f"save is {self.save!r}; allowed are: {', '.join(SAVES)}")
+        if self.save == "adapter" and not self.has_lora:
+            raise ValueError("save is 'adapter', but no component is marked lora; a PEFT adapter needs one")
         if self.preset is not None and self.preset not in FREEZING_PRESETS:
             raise ValueError(f"preset is {self.preset!r}; there are: {', '.join(FREEZING_PRESETS)}")
         for name, word in self.components.items():
@@ -113,6 +131,24 @@ class FreezingPolicy:
             raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be at least 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout is {self.lora_dropout}; it must be at least 0 and below 1")
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether a component gets LoRA updates."""
+        return "lora" in self.components.values()
+
+    def saves_adapter(self, is_quantized: bool) -> bool:
+        """Whether what trained is saved as an adapter.
+
+        Raises:
+            ValueError: If `save` is ``merged`` and the weights to be added to are quantised.
+        """
+        if self.save == "merged" and is_quantized and self.has_lora:
+            raise ValueError(
+                "save is 'merged', but updates cannot be added to quantised weights: leave save out, and merge the "
+                "adapter with the unquantised model afterwards (instructblip merge)"
+            )
+        return self.has_lora and (self.save == "adapter" or is_quantized)
 
     @classmethod
     def of(cls, value: str | Mapping[str, str] | FreezingPolicy) -> FreezingPolicy:
@@ -181,6 +217,8 @@ class ModelArguments:
         qformer_instruction (`bool`, *optional*, defaults to `True`):
             Whether the Q-Former reads the instruction. `False` is the paper's ablation: the Q-Former's weights for
             text are left out of a checkpoint that has them.
+        quantization (`str`, *optional*):
+            One of `QUANTIZATIONS`: the language model is loaded in 4 or 8 bits (QLoRA) and needs LoRA to train.
 
     Raises:
         ValueError: If `path` is empty, or a component or dtype is unknown.
@@ -195,12 +233,17 @@ class ModelArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention of all parts."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub repository."})
     qformer_instruction: bool = field(default=True, metadata={"help": "Whether the Q-Former reads the instruction."})
+    quantization: str | None = field(
+        default=None, metadata={"help": f"Bits of the language model, {' or '.join(QUANTIZATIONS)}; for LoRA on top."}
+    )
 
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("path is empty; give a folder, a bundled checkpoint's name or a Hub id")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; allowed are: {', '.join(DTYPES)}")
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ValueError(f"quantization is {self.quantization!r}; allowed are: {', '.join(QUANTIZATIONS)}")
         for name in self.reinitialize:
             if name.partition(".")[0] not in COMPONENTS:
                 raise ValueError(f"reinitialize names {name!r}; the components are: {', '.join(COMPONENTS)}")
@@ -296,3 +339,20 @@ class ShapesWorldArguments:
             tasks=self.tasks,
             templates=self.templates,
         )
+
+
+def adapter_problems(model: ModelArguments, freezing: FreezingPolicy) -> list[str]:
+    """What is wrong between the sections ``model`` and ``freezing`` where LoRA, adapters and quantisation meet."""
+    is_quantized = model.quantization is not None
+    if is_quantized and not freezing.has_lora:
+        return ["model.quantization: quantised weights cannot train themselves; mark language_model lora in freezing"]
+    try:
+        saves_adapter = freezing.saves_adapter(is_quantized)
+    except ValueError as error:
+        return [f"freezing: {error}"]
+    if saves_adapter and not model.qformer_instruction:
+        return [
+            "model.qformer_instruction: an adapter belongs to the checkpoint as it is, and this one is changed as it is "
+            "loaded; train with freezing.save: merged and without quantization, or save the changed model first"
+        ]
+    return []

@@ -22,6 +22,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .arguments import FREEZING_PRESETS, FreezingPolicy
+from .quantization import parameter_count
 
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class FreezingReport:
         self.rows = _component_rows(model, self.words)
         parameters = list(model.parameters())
         self.trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        self.total = sum(p.numel() for p in parameters)
+        self.total = sum(parameter_count(p) for p in parameters)
         self._frozen_modules = [
             module
             for name, module in model.named_modules()
@@ -107,7 +108,10 @@ def apply_freezing(model: nn.Module, policy: str | Mapping[str, str] | FreezingP
     _check_frozen_dropout(model, policy.frozen_dropout, words)
     lora_components = [name for name, word in words.items() if word == "lora"]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(_word_of(name, words) == "train")
+        trains = _word_of(name, words) == "train"
+        if trains and not parameter.is_floating_point():
+            raise ValueError(f"{name} is quantised ({parameter.dtype}) and cannot train: mark it lora or frozen")
+        parameter.requires_grad_(trains)
     for component in lora_components:
         _add_lora(model, component, words, policy)
     report = FreezingReport(model, words, policy.frozen_dropout)
@@ -207,7 +211,7 @@ def _component_rows(model: nn.Module, words: Mapping[str, str]) -> list[Componen
     ):
         inside = [p for n, p in named if _is_inside(n, (name,))]
         trainable = sum(p.numel() for p in inside if p.requires_grad)
-        rows.append(ComponentReport(name, _word_of(name, words), trainable, sum(p.numel() for p in inside)))
+        rows.append(ComponentReport(name, _word_of(name, words), trainable, sum(parameter_count(p) for p in inside)))
     return rows
 
 
@@ -239,6 +243,10 @@ def _add_lora(model: nn.Module, component: str, words: Mapping[str, str], policy
         # As a pattern for the whole name: peft takes plain strings for endings of names.
         target_modules="|".join(re.escape(name) for name in targets),
     )
+    for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
+        # peft asks the module that it is given for them, to choose layers that know quantised weights.
+        if getattr(model, flag, False):
+            setattr(module, flag, True)
     # peft freezes what it does not adapt, so parts inside that the policy trains are switched on again.
     inject_adapter_in_model(config, module)
     for name, parameter in module.named_parameters():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
-from .arguments import DataArguments, FreezingPolicy, ModelArguments, OptimizationArguments
+from .arguments import DataArguments, FreezingPolicy, ModelArguments, OptimizationArguments, adapter_problems
 from .mixture import resolve_mixture
 from .mixture_parts import check_shapes_world
 from .recipe_file import SECTIONS, RecipeError, apply_overrides, folder_of, plain, read_recipe
@@ -110,6 +110,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     problems += found
     optimization, found = build(OptimizationArguments, content.get("optimization", {}), "optimization")
     problems += found
+    if model is not None and freezing is not None:
+        problems += adapter_problems(model, freezing)
     data, found = build(DataArguments, data_section, "data")
     problems += found
     data_paths, found = _resolve_data(written.get("data", {}), path.parent, data_files)
@@ -184,6 +186,8 @@ def _resolve_model(section: Any, base: Path) -> tuple[dict[str, str], list[str]]
         return {}, []
     folder = folder_of(name, base) / Path(name).expanduser()
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file():
+            return {}, [f"model.path: {folder} holds an adapter; make a model of it with instructblip merge"]
         if not (folder / "config.json").is_file():
             return {}, [f"model.path: {folder} has no config.json, so it holds no model"]
         return {"path": str(folder.resolve())}, []

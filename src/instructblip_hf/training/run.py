@@ -21,11 +21,13 @@ from ..models.instructblip import (
     load_without_instruction,
 )
 from . import checkpoints
+from .adapters import check_base_is_unchanged
 from .arguments import DataArguments, ModelArguments, ShapesWorldArguments
 from .image_features.recipes import open_image_features, open_images_with
 from .initialization import reinitialize
 from .mixture import MixtureArguments, check_same_mixture, open_mixture
 from .mixture_parts import open_shapes_world
+from .quantization import keep_weights_as_loaded, quantization_config
 from .recipe import Recipe
 from .trainer import VisionLanguageTrainer, draws_per_step
 
@@ -136,7 +138,8 @@ def prepare_run(
     eval_dataset = open_dataset(recipe.data.evaluation, recipe.data) if recipe.data.evaluation is not None else None
     if checkpoint is not None and isinstance(train_dataset, MixtureDataset):
         check_same_mixture(checkpoint, train_dataset.mixture.fingerprint(), draws_per_step(args))
-    model, processor = load_model(recipe.model)
+    compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    model, processor = load_model(recipe.model, compute_dtype)
     features = None
     if recipe.data.image_features is not None:
         features = open_image_features(recipe, model, processor, args)
@@ -161,6 +164,8 @@ def prepare_run(
         callbacks=list(callbacks),
         image_features=features,
     )
+    if trainer.saves_adapter:
+        check_base_is_unchanged(model, recipe.model.reinitialize)
     return RecipeRun(recipe, trainer, len(train_dataset), folder, checkpoint)
 
 
@@ -169,10 +174,17 @@ def run_recipe(recipe: Recipe, output_dir: str | Path | None = None, resume: boo
     return prepare_run(recipe, output_dir, resume).run()
 
 
-def load_model(arguments: ModelArguments) -> tuple[InstructBlipForConditionalGeneration, InstructBlipProcessor]:
+def load_model(
+    arguments: ModelArguments, compute_dtype: torch.dtype = torch.float32
+) -> tuple[InstructBlipForConditionalGeneration, InstructBlipProcessor]:
     """Model and processor of a recipe, with fresh weights where it asks for them.
 
+    Args:
+        arguments (`ModelArguments`): The recipe's section.
+        compute_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): For weights of 4 bits.
+
     Raises:
+        ImportError: If it asks for quantised weights and bitsandbytes is not installed.
         OSError: If there is no such checkpoint.
         ValueError: If the checkpoint has missing or unexpected weights, or lacks a component to reinitialize.
     """
@@ -183,10 +195,13 @@ def load_model(arguments: ModelArguments) -> tuple[InstructBlipForConditionalGen
     if arguments.attn_implementation is not None:
         options["attn_implementation"] = arguments.attn_implementation
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    if arguments.quantization is not None:
+        options["quantization_config"] = quantization_config(arguments.quantization, compute_dtype)
     load: Any = InstructBlipForConditionalGeneration.from_pretrained
     if not arguments.qformer_instruction:
         load = load_without_instruction
     model = load(arguments.path, dtype=dtype, **options)
+    keep_weights_as_loaded(model)
     if arguments.reinitialize:
         reinitialize(model, arguments.reinitialize, seed=arguments.reinitialize_seed)
     return model, processor

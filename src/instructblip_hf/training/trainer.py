@@ -22,6 +22,8 @@ from ..data.mixture import MixtureDataset, MixtureSampler
 from ..models.language_models.label_losses import check_logits_at_labels
 from ..models.modeling_base import VisionLanguageModel
 from ..utils.model_card import model_card
+from .adapter_trainer import AdapterTrainer
+from .adapters import base_of
 from .arguments import OptimizationArguments
 from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator, losses_of_labels
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
@@ -29,6 +31,7 @@ from .image_features import ImageFeatures
 from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
+from .quantization import is_quantized, trainable_when_quantized
 from .saving import SafeSavingTrainer
 
 
@@ -59,7 +62,7 @@ class MixtureState(TrainerCallback, ExportableState):
         }
 
 
-class VisionLanguageTrainer(SafeSavingTrainer):
+class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
     """Trains a vision-language model of this package on rows of images, prompts and completions.
 
     Rows are dicts in TRL's form, ``{"images": [...], "prompt": ..., "completion": ...}`` or ``{"images": [...],
@@ -90,6 +93,7 @@ class VisionLanguageTrainer(SafeSavingTrainer):
 
     Attributes:
         freezing_report (`FreezingReport` or `None`): The table of what trains.
+        saves_adapter (`bool`): Whether what trains is saved as an adapter rather than within the whole model.
 
     Raises:
         ValueError: If the freezing policy or the learning rates do not fit the model, or neither a processor nor a
@@ -128,8 +132,16 @@ class VisionLanguageTrainer(SafeSavingTrainer):
             data_collator = NamingCollator(data_collator, names)
         self._dataset_losses = {mode: DatasetLosses(names) for mode in ("loss", "eval_loss") if names}
         self.freezing_report: FreezingReport | None = None
+        self.saves_adapter = False
         if freezing is not None:
-            self.freezing_report = apply_freezing(model, freezing)
+            policy = FreezingPolicy.of(freezing)
+            self.saves_adapter = policy.saves_adapter(is_quantized(model))
+            if self.saves_adapter:
+                logger.info("what trains is saved as an adapter to %s", base_of(model))
+            with torch.random.fork_rng(devices=[]):
+                # LoRA starts from random numbers, and Trainer sets the seed only later.
+                torch.manual_seed(args.seed)
+                self.freezing_report = apply_freezing(model, policy)
             logger.info("what trains:\n%s", self.freezing_report)
         self.image_features = image_features
         if image_features is not None:
@@ -291,10 +303,11 @@ class VisionLanguageTrainer(SafeSavingTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves model and processor. LoRA updates are merged into the weights, so any `from_pretrained` opens it.
 
-        Checkpoints written during training keep LoRA layers apart, for training to resume from.
+        Checkpoints written during training keep LoRA layers apart, for training to resume from. Where the freezing
+        policy saves adapters, both hold an adapter in place of the whole model, see `save_adapter`.
         """
         model: Any = self.model
-        if _internal_call or not has_lora(model):
+        if _internal_call or self.saves_adapter or not has_lora(model):
             super().save_model(output_dir, _internal_call=_internal_call)
             return
         folder = output_dir if output_dir is not None else self.args.output_dir
@@ -302,6 +315,12 @@ class VisionLanguageTrainer(SafeSavingTrainer):
             self._save(folder, state_dict=merged_state_dict(model))
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _model_bytes(self) -> int:
+        if not self.saves_adapter:
+            return super()._model_bytes()
+        model: Any = self.model
+        return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
     def create_model_card(
         self,
