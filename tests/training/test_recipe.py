@@ -17,6 +17,7 @@ GOOD = {
     "data": {"train": "rows.jsonl", "evaluation": {"shapes_world": {"examples": 5, "split": "test"}}},
     "training": {"max_steps": 2, "learning_rate": "1e-4", "eval_strategy": "steps"},
 }
+LORA = {"components": {"language_model": "lora"}}
 
 
 @pytest.fixture
@@ -106,6 +107,15 @@ def test_overrides_win(folder):
         (changed(freezing={"components": {"qformer": "thawed"}}), "'thawed'; allowed are: frozen, train, lora"),
         (changed(freezing={"lora_rank": 0}), "lora_rank is 0"),
         (changed(freezing=["qformer"]), "freezing: must be a mapping"),
+        (changed(freezing={"save": "both"}), "freezing: save is 'both'; allowed are: merged, adapter"),
+        (changed(freezing={"save": "adapter"}), "save is 'adapter', but no component is marked lora"),
+        (changed(model={"quantization": "nf5"}), "model: quantization is 'nf5'; allowed are: nf4, int8"),
+        (changed(model={"quantization": "nf4"}), "model.quantization: quantised weights cannot train themselves"),
+        (changed(model={"quantization": "nf4"}, freezing={**LORA, "save": "merged"}), "freezing: save is 'merged'"),
+        (
+            changed(model={"qformer_instruction": False}, freezing={**LORA, "save": "adapter"}),
+            "model.qformer_instruction: an adapter belongs to the checkpoint as it is",
+        ),
         (changed(freezing={"components": {"qformer": 3}}), "freezing.components: qformer: must be text, not 3"),
         (changed(optimization={"learning_rates": {"qformer(": 1}}), "optimization: learning_rates has 'qformer('"),
         (changed(optimization={"learning_rates": {"^qformer": "fast"}}), "^qformer: must be a number, not 'fast'"),
@@ -173,6 +183,13 @@ def test_everything_that_is_wrong_is_told_at_once(folder):
 )
 def test_bad_overrides(folder, override, message):
     assert any(message in line for line in problems(folder, GOOD, [override]))
+
+
+def test_an_adapter_is_no_model_to_start_from(folder):
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (found,) = problems(folder, changed(model={"path": "adapter"}))
+    assert "holds an adapter; make a model of it with instructblip merge" in found
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones(tmp_path):

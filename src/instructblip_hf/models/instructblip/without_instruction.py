@@ -1,4 +1,4 @@
-"""InstructBLIP with a Q-Former that does not read the instruction (the paper's ablation, section 3.3 and table 2).
+"""InstructBLIP with a Q-Former that does not read the instruction (the paper's ablation, section 3.2 and table 2).
 
 Such a Q-Former has no embeddings of words and positions and no feed-forward layers for text: LAVIS builds it with
 ``qformer_text_input=False``. What it has in common with the Q-Former of a published checkpoint is loaded from there.
