@@ -15,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from .adapters import is_adapter, load_trained_weights, save_adapter
+from .quantization import trainable_when_quantized
 
 
 class AdapterTrainer(Trainer):
@@ -25,6 +26,10 @@ class AdapterTrainer(Trainer):
     """
 
     saves_adapter: bool = False
+
+    def __init__(self, model: nn.Module, **kwargs: Any) -> None:
+        with trainable_when_quantized(model):
+            super().__init__(model=model, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         if not self.saves_adapter:

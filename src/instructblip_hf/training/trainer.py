@@ -31,7 +31,7 @@ from .image_features import ImageFeatures
 from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
-from .quantization import is_quantized, trainable_when_quantized
+from .quantization import is_quantized
 from .saving import SafeSavingTrainer
 
 
