@@ -16,13 +16,8 @@ from PIL import Image
 
 from instructblip_hf.data.mixture import Mixture
 from instructblip_hf.data.schema import check_example
-from instructblip_hf.data.streaming import (
-    DatasetShards,
-    StreamMixture,
-    StreamSource,
-    TarShards,
-    example_from_tar,
-)
+from instructblip_hf.data.shards import DatasetShards, TarShards, example_from_tar
+from instructblip_hf.data.streaming import StreamMixture, StreamSource
 from instructblip_hf.data.templates import Instructions
 
 

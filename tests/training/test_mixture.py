@@ -125,7 +125,10 @@ def changed(**changes):
         (changed(root="nowhere"), "data.train.mixture.root: there is no folder"),
         (changed(datasets={"okvqaa": {}}), "datasets.okvqaa: is no dataset of the catalog; did you mean 'okvqa'?"),
         (changed(datasets={"zzz": {}}), "is no dataset of the catalog (instructblip data list)"),
-        (changed(datasets={"x": {"file": "a", "folder": "b"}}), "needs one of file, folder, shapes_world"),
+        (
+            changed(datasets={"x": {"file": "a", "folder": "b"}}),
+            "needs one of file, folder, shapes_world, shards, hub",
+        ),
         (changed(datasets={"x": {"file": "none.jsonl"}}), "datasets.x.file: there is no file"),
         (changed(datasets={"x": {"file": "recipe.yaml"}}), "recipe.yaml is neither of .jsonl, .csv"),
         (changed(datasets={"x": {"folder": "none"}}), "datasets.x.folder: there is no folder"),

@@ -21,9 +21,9 @@ from typing import Any
 
 from .jsonl import SHOWN_PROBLEMS, RowFileError
 from .schema import SLOTS, Example, check_example
+from .shards import IMAGE_SUFFIXES, example_from_content
 from .sources.files import Located, csv_rows, jsonl_rows
 from .sources.paths import resolve_path
-from .streaming import IMAGE_SUFFIXES, example_from_tar
 
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -77,18 +77,11 @@ class FolderDataset:
 
     def _row(self, fields: Mapping[str, Any]) -> Example | dict[str, Any]:
         content = {key: value for key, value in fields.items() if key not in ("file_name", "file_names")}
-        if self.category == "image_captioning" and "text" in content:
-            content.setdefault("caption", content.pop("text"))
-        if isinstance(content.get("answer"), str):
-            content.setdefault("answers", [content.pop("answer")])
         names = fields.get("file_names") or [fields.get("file_name")]
         for file in names:
             if not isinstance(file, str) or not file:
                 raise ValueError("has no file_name")
-        # One rule for what content means, in folders and in archives.
-        row = example_from_tar(
-            {"__key__": names[0], ".json": json.dumps(content)}, dataset=self.name, category=self.category
-        )
+        row = example_from_content(content, names[0], [], self.name, self.category)
         row["images"] = [resolve_path(self.root, file) for file in names]
         if "category" in row:
             check_example(row)  # type: ignore[arg-type]

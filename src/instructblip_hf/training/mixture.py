@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.catalog import DATASETS
 from ..data.mixture import BALANCES, Mixture, MixtureDataset
-from .mixture_parts import PartArguments, open_part, resolve_part
+from .mixture_parts import OpenStream, PartArguments, open_part, published_rows, resolve_part
 from .recipe_file import folder_of
 from .validation import build
 
 
 if TYPE_CHECKING:
+    from ..data.streaming import StreamMixture
     from ..data.templates import Instructions
 
 
@@ -114,6 +115,8 @@ def resolve_mixture(section: Any, base: Path, where: str, files: bool = True) ->
         if built is not None:
             resolved, found = resolve_part(str(name), built, arguments.root, base, place, files)
             problems += found
+            if resolved.is_stream and arguments.draws is not None:
+                problems.append(f"{place}: is a stream, which has no end to evaluate at; train on it alone")
             datasets[str(name)] = {key: value for key, value in vars(resolved).items() if value is not None}
     return {**vars(arguments), "datasets": datasets} if is_usable else {}, problems
 
@@ -121,21 +124,30 @@ def resolve_mixture(section: Any, base: Path, where: str, files: bool = True) ->
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def open_mixture(arguments: MixtureArguments, length: int) -> MixtureDataset:
+def open_mixture(arguments: MixtureArguments, length: int) -> MixtureDataset | StreamMixture:
     """Reads the datasets of a mixture, whose paths `resolve_mixture` made absolute.
 
     Args:
         arguments (`MixtureArguments`): What to read.
-        length (`int`): Draws in all.
+        length (`int`): Draws in all; a stream has no length.
+
+    Returns:
+        `MixtureDataset`, or `StreamMixture` where one of them is streamed.
 
     Raises:
         FileNotFoundError, ValueError: As the datasets raise them, naming the dataset.
     """
-    parts = arguments.parts()
-    datasets = {name: open_part(name, part, arguments.instructions()) for name, part in parts.items()}
-    return MixtureDataset(
-        datasets, mixture_of(arguments, {name: len(rows) for name, rows in datasets.items()}), length
-    )
+    opened = {name: open_part(name, part, arguments.instructions()) for name, part in arguments.parts().items()}
+    sizes = {name: rows.rows if isinstance(rows, OpenStream) else len(rows) for name, rows in opened.items()}
+    mixture = mixture_of(arguments, sizes)
+    if not any(isinstance(rows, OpenStream) for rows in opened.values()):
+        return MixtureDataset(opened, mixture, length)
+    from ..data.streaming import IndexedSource, StreamMixture
+
+    sources = {
+        name: rows.source if isinstance(rows, OpenStream) else IndexedSource(rows) for name, rows in opened.items()
+    }
+    return StreamMixture(sources, mixture)
 
 
 def mixture_of(arguments: MixtureArguments, sizes: Mapping[str, int]) -> Mixture:
@@ -155,15 +167,15 @@ def published_sizes(arguments: MixtureArguments) -> dict[str, int]:
         if part.shapes_world is not None:
             sizes[name] = part.shapes_world["examples"]
             continue
+        if part.rows is not None:
+            sizes[name] = part.rows
+            continue
         if name not in DATASETS:
             raise ValueError(f"{name} is not of the catalog, so its published size is not known")
-        sizes[name] = 0
-        for split in part.split.split("+"):
-            published = DATASETS[name].splits[split]
-            rows = published.rows if published.rows is not None else published.about
-            if rows is None:
-                raise ValueError(f"the catalog does not know the size of {name} {split}")
-            sizes[name] += rows
+        rows = published_rows(name, part.split)
+        if rows is None:
+            raise ValueError(f"the catalog does not know the size of {name} {part.split}")
+        sizes[name] = rows
     return sizes
 
 

@@ -15,6 +15,7 @@ from ..data.jsonl import RowFileDataset
 from ..data.mixture import MixtureDataset
 from ..data.mixture_report import markdown_table, mixture_table
 from ..data.procedural import ShapesWorldDataset
+from ..data.streaming import StreamMixture
 from ..models.instructblip import (
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
@@ -93,13 +94,13 @@ class RecipeRun:
 
         unit = "examples"
         dataset = self.trainer.train_dataset
-        if isinstance(dataset, MixtureDataset):
+        if isinstance(dataset, MixtureDataset | StreamMixture):
             unit = "draws"
         text = f"Trained on {describe(self.recipe.data.train)}, {self.train_examples:,} {unit}."
         if self.recipe.data.evaluation is not None:
             text += f" Evaluated on {describe(self.recipe.data.evaluation)}."
-        if isinstance(dataset, MixtureDataset):
-            text += "\n\n" + markdown_table(mixture_table(dataset.mixture, len(dataset)))
+        if isinstance(dataset, MixtureDataset | StreamMixture):
+            text += "\n\n" + markdown_table(mixture_table(dataset.mixture, self.train_examples))
         return text
 
 
@@ -134,9 +135,10 @@ def prepare_run(
     args = recipe.training_arguments(folder)
     with args.main_process_first(local=False):
         checkpoint = _starting_point(folder, resume, tidy=args.local_process_index == 0)
-    train_dataset = open_dataset(recipe.data.train, recipe.data, args.max_steps * draws_per_step(args))
+    draws = args.max_steps * draws_per_step(args)
+    train_dataset = open_dataset(recipe.data.train, recipe.data, draws)
     eval_dataset = open_dataset(recipe.data.evaluation, recipe.data) if recipe.data.evaluation is not None else None
-    if checkpoint is not None and isinstance(train_dataset, MixtureDataset):
+    if checkpoint is not None and isinstance(train_dataset, MixtureDataset | StreamMixture):
         check_same_mixture(checkpoint, train_dataset.mixture.fingerprint(), draws_per_step(args))
     compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     model, processor = load_model(recipe.model, compute_dtype)
@@ -166,7 +168,9 @@ def prepare_run(
     )
     if trainer.saves_adapter:
         check_base_is_unchanged(model, recipe.model.reinitialize)
-    return RecipeRun(recipe, trainer, len(train_dataset), folder, checkpoint)
+    return RecipeRun(
+        recipe, trainer, draws if isinstance(train_dataset, StreamMixture) else len(train_dataset), folder, checkpoint
+    )
 
 
 def run_recipe(recipe: Recipe, output_dir: str | Path | None = None, resume: bool = False) -> TrainingResult:
@@ -209,7 +213,7 @@ def load_model(
 
 def open_dataset(
     source: str | dict[str, Any], arguments: DataArguments, draws: int | None = None
-) -> RowFileDataset | ShapesWorldDataset | MixtureDataset:
+) -> RowFileDataset | ShapesWorldDataset | MixtureDataset | StreamMixture:
     """The rows that ``data.train`` or ``data.evaluation`` names; of a mixture for training, `draws` of them.
 
     Raises:

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 
 from ..data.collators import VisionLanguageCollator
 from ..data.mixture import MixtureDataset, MixtureSampler
+from ..data.streaming import StreamMixture
 from ..models.language_models.label_losses import check_logits_at_labels
 from ..models.modeling_base import VisionLanguageModel
 from ..utils.model_card import model_card
@@ -33,6 +35,7 @@ from .mixture import check_same_mixture
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
 from .quantization import is_quantized
 from .saving import SafeSavingTrainer
+from .streams import POSITION, StreamPositions, stream_loader
 
 
 logger = logging.getLogger(__name__)
@@ -81,7 +84,7 @@ class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
         train_dataset, eval_dataset (*optional*):
             Rows as above: anything with `__len__` and `__getitem__`, or an `IterableDataset` of torch or `datasets`;
             `eval_dataset` also as a dict of named sets. A `MixtureDataset` to train on is read in the order of its
-            draws, and a resumed run goes on with the next draw; logs have losses by dataset.
+            draws, and a resumed run goes on with the next draw; logs have losses by dataset. A `StreamMixture` as well.
         image_features (`ImageFeatures`, *optional*):
             Kept features of the vision tower, which must be frozen. Its reader is the collator's ``image_inputs``.
         logits_at_labels (`bool`, *optional*, defaults to `True`):
@@ -126,7 +129,7 @@ class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
                 share_images=isinstance(model, VisionLanguageModel) and args.n_gpu <= 1,
                 image_inputs=image_features.reader if image_features is not None else None,
             )
-        mixtures = [data for data in (train_dataset, eval_dataset) if isinstance(data, MixtureDataset)]
+        mixtures = [data for data in (train_dataset, eval_dataset) if isinstance(data, MixtureDataset | StreamMixture)]
         names = list(dict.fromkeys(name for data in mixtures for name in data.mixture.names))
         if names:
             data_collator = NamingCollator(data_collator, names)
@@ -186,7 +189,8 @@ class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
             except ValueError as error:
                 logger.warning("full logits are formed in training: %s", error)
                 self._logits_at_labels = False
-        if isinstance(train_dataset, MixtureDataset):
+        self._stream_positions = StreamPositions(args)
+        if isinstance(train_dataset, MixtureDataset | StreamMixture):
             self.add_callback(MixtureState(train_dataset.mixture.fingerprint(), draws_per_step(args)))
         # Trainer writes its own use_cache into the configuration, which would be published with the weights.
         if configured_use_cache is None:
@@ -201,9 +205,13 @@ class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
             ValueError: If the checkpoint was trained on another mixture, or with other numbers of rows a step.
         """
         checkpoint = self.starting_checkpoint(resume_from_checkpoint)
-        if isinstance(checkpoint, str) and isinstance(self.train_dataset, MixtureDataset):
+        if isinstance(checkpoint, str) and isinstance(self.train_dataset, MixtureDataset | StreamMixture):
             fingerprint = self.train_dataset.mixture.fingerprint()
             check_same_mixture(checkpoint, fingerprint, draws_per_step(self.args))
+        if isinstance(self.train_dataset, StreamMixture):
+            # Where Trainer is told not to skip what came before, the stream begins anew.
+            resumed = checkpoint if isinstance(checkpoint, str) and not self.args.ignore_data_skip else None
+            self.train_dataset.stand_in_for(self._stream_positions.load(resumed))
         return super().train(checkpoint, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -222,6 +230,18 @@ class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
         is_sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         return self.image_features.complete(inputs, is_sharded, share_images=self.args.n_gpu <= 1)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's loader; of a stream one that accelerate does not divide between processes a second time."""
+        if not isinstance(self.train_dataset, StreamMixture):
+            return super().get_train_dataloader()
+        return stream_loader(self.train_dataset, self.args, self.data_collator, self.accelerator.device)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # Here, because it is what every process writes of its own into a checkpoint.
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, StreamMixture):
+            self._stream_positions.save(output_dir)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -232,6 +252,8 @@ class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
         """Trainer's loss, computed with frozen modules in evaluation mode; of a mixture it is noted by dataset too."""
         if model.training and self.freezing_report is not None:
             self.freezing_report.hold_frozen_modules_in_eval()
+        if POSITION in inputs:
+            self._stream_positions.note(inputs.pop(POSITION))
         datasets, labels = inputs.pop(DATASET_INDEX, None), inputs.get("labels")
         if self._logits_at_labels and labels is not None and (model.training or not self._predicting):
             inputs = {**inputs, "logits_at_labels": True}

@@ -15,6 +15,7 @@ from ...utils.images import load_image
 from ..catalog import split_spec
 from ..jsonl import SHOWN_PROBLEMS, RowFileError
 from ..schema import Example
+from ..shards import leave_encoded
 from ..video import read_frames
 from .files import find_files, find_optional
 from .paths import check_paths, has_paths, resolve_images
@@ -199,14 +200,30 @@ def _hub_row(
         raise ValueError(f"{name}, row {number}: {error}") from error
 
 
-def _hub_images(example: Example, image_root: str | Path | None, where: str) -> Example:
+def local_images(example: Example, image_root: str | Path | None) -> Example:
+    """An example of a repository with files in place of file names.
+
+    Args:
+        example (`Example`): Or a training row with ``images``.
+        image_root (`str` or `Path`, *optional*): The folder that file names are relative to and may not leave.
+
+    Raises:
+        ValueError: If it names files without an ``image_root``, or one that is not there.
+    """
     if not has_paths(example):
         return example
     if image_root is None:
-        raise ValueError(f"{where}: names files in place of images; give the folder that has them as image_root")
+        raise ValueError("names files in place of images; give the folder that has them as image_root")
     try:
         return resolve_images(example, Path(image_root))
-    except (ValueError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+
+
+def _hub_images(example: Example, image_root: str | Path | None, where: str) -> Example:
+    try:
+        return local_images(example, image_root)
+    except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
@@ -234,13 +251,10 @@ class HubDataset:
         image_root: str | Path | None = None,
     ) -> None:
         self.name, self.split, self.columns, self.image_root = name, split, dict(columns or {}), image_root
-        images = [column for column, feature in dataset.features.items() if type(feature).__name__ == "Image"]
-        for column in images:
-            dataset = dataset.cast_column(column, type(dataset.features[column])(decode=False))
-        self._dataset = dataset
+        self._dataset, images = leave_encoded(dataset)
         self._first = array("Q", [0])
         # Which examples a row gives does not depend on its pixels.
-        for number, row in enumerate(dataset.remove_columns(images)):
+        for number, row in enumerate(self._dataset.remove_columns(images)):
             fields = {**row, **dict.fromkeys(images, b"not read")}
             self._first.append(self._first[-1] + len(_hub_row(name, fields, number, split, self.columns)))
 
@@ -291,5 +305,6 @@ __all__ = [
     "PackedExamples",
     "hub_examples",
     "iter_split",
+    "local_images",
     "open_images",
 ]

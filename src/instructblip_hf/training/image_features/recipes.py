@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 from ...data.jsonl import RowFileDataset
 from ...data.mixture import MixtureDataset
 from ...data.sources.datasets import open_images
+from ...data.streaming import IndexedSource, StreamMixture
 from ...data.templates import InstructionDataset
 from ..recipe import Recipe
 from .batches import ImageFeatures
@@ -49,11 +51,19 @@ def open_images_with(dataset: Any, open_image: Callable[[Any], Any]) -> None:
         dataset (`Any`): Of `open_dataset`; changed in place.
         open_image (`Callable`): In place of `load_image`.
     """
+    opener = partial(open_images, open_image=open_image)
+    if isinstance(dataset, StreamMixture):
+        for name, source in dataset.sources.items():
+            if isinstance(source, IndexedSource):
+                open_images_with(source.dataset, open_image)
+            elif source.open_images is open_images:
+                dataset.sources[name] = replace(source, open_images=opener)
+        return
     for part in dataset.datasets.values() if isinstance(dataset, MixtureDataset) else [dataset]:
         if isinstance(part, RowFileDataset):
             part.open_image = open_image
         elif isinstance(part, InstructionDataset) and part.open_images is open_images:
-            part.open_images = partial(open_images, open_image=open_image)
+            part.open_images = opener
 
 
 __all__ = ["open_image_features", "open_images_with"]
