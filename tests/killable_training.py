@@ -9,8 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
+
+
+PRELOAD = ["killable_training", "instructblip_hf.training.run", "instructblip_hf.cli.train"]
 
 
 def run_killed(recipe, out, event=None, path="", count=1, writer=None, file_bytes=None, changes=()):
@@ -25,11 +29,37 @@ def run_killed(recipe, out, event=None, path="", count=1, writer=None, file_byte
         file_bytes: In it, the kernel ends the child in the middle of a write that makes a file longer than this.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killable_training", "instructblip_hf.training.run", "instructblip_hf.cli.train"])
+    context.set_forkserver_preload(PRELOAD)
     child = context.Process(target=_train, args=(recipe, out, event, path, count, writer, file_bytes, changes))
     child.start()
     child.join(300)
     return child.exitcode
+
+
+def run_processes(recipe, out, processes=2, kill=None, changes=()):
+    """The same command in several processes of one training; `kill`, as above, is for the first of them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    children = []
+    for rank in range(processes):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        environment = {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        arguments = (recipe, out, changes, environment, kill if rank == 0 else None)
+        children.append(context.Process(target=_train_one_of_several, args=arguments))
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(300)
+    return [child.exitcode for child in children]
+
+
+def _train_one_of_several(recipe, out, changes, environment, kill):
+    os.environ.update({key: str(value) for key, value in environment.items()})
+    kill = {"event": None, "path": "", "count": 1, "writer": None, "file_bytes": None, **(kill or {})}
+    _train(recipe, out, changes=changes, **kill)
 
 
 def _train(recipe, out, event, path, count, writer, file_bytes, changes):

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from instructblip_hf.training.checkpoints import problem_with
-from killable_training import run_killed
+from killable_training import run_killed, run_processes
 from tiny_shapes import tiny_model, tiny_processor
 
 
@@ -105,3 +105,20 @@ def test_killed_again_and_again_it_ends_with_the_weights_of_an_uninterrupted_run
         if key == "loss":
             assert [step for step, _ in logged] == [1, 2, 3, 4, 5, 6]
         assert again[: len(logged)] == logged
+
+
+def test_two_processes_killed_while_they_write_a_checkpoint(recipe, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    changes = ["training.gradient_accumulation_steps=1", "training.max_steps=3"]
+    assert run_processes(recipe, whole, changes=changes) == [0, 0]
+    kill = {"event": "open", "path": "checkpoint_files.json", "count": 2}
+    first, second = run_processes(recipe, parts, kill=kill, changes=changes)
+    assert first == -signal.SIGKILL
+    assert second != 0, "no process goes on alone"
+    assert sorted(path.name for path in parts.glob("*checkpoint-*")) == ["_saving-checkpoint-2", "checkpoint-1"]
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (parts / "checkpoint-1").iterdir()}
+    assert problem_with(parts / "checkpoint-1") is None
+    assert run_processes(recipe, parts, changes=changes) == [0, 0]
+    assert not list(parts.glob("_*"))
+    expected, weights = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)

@@ -120,6 +120,10 @@ def train(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the trained model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
+    skip_bad_rows: Annotated[
+        int | None,
+        typer.Option("--skip-bad-rows", metavar="N", min=0, help="Leave out up to N rows that cannot be read."),
+    ] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="Show the shipped recipes and leave.")] = False,
     print_only: Annotated[
         bool, typer.Option("--print", help="Show the recipe, what it extends and --set merged into it, and leave.")
@@ -133,7 +137,7 @@ def train(
     elif print_only:
         print_recipe(recipe, changes or [])
     else:
-        run_train(recipe, changes or [], output, resume)
+        run_train(recipe, changes or [], output, resume, skip_bad_rows)
 
 
 @app.command()

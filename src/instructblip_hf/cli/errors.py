@@ -12,6 +12,7 @@ import typer
 
 
 USAGE_ERROR = 2
+TRAINING_STOPPED = 1
 
 
 def fail(*lines: str) -> NoReturn:
@@ -33,6 +34,18 @@ def user_errors() -> Iterator[None]:
         raise
     except (ValueError, KeyError, OSError, ImportError) as error:
         fail(*(getattr(error, "problems", None) or [_one_line(error)]))
+
+
+@contextlib.contextmanager
+def training_errors() -> Iterator[None]:
+    """Turns errors that a training stops with, each complete in itself, into one line and exit code 1."""
+    from ..training.errors import TrainingError
+
+    try:
+        yield
+    except TrainingError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        raise typer.Exit(TRAINING_STOPPED) from error
 
 
 def _one_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import fail, user_errors
+from .errors import fail, training_errors, user_errors
 from .loading import reach_hub
 
 
@@ -40,11 +40,19 @@ def _given(recipe: str | None) -> str:
     return recipe
 
 
-def run_train(recipe: str | None, changes: Sequence[str], output: Path | None, resume: bool) -> None:
+def run_train(
+    recipe: str | None,
+    changes: Sequence[str],
+    output: Path | None,
+    resume: bool,
+    skip_bad_rows: int | None = None,
+) -> None:
     """Checks the recipe, trains, and says where the model is."""
     from ..training.recipe import load_recipe
 
     recipe = _given(recipe)
+    if skip_bad_rows is not None:
+        changes = [*changes, f"data.skip_bad_rows={skip_bad_rows}"]
     with user_errors():
         checked = load_recipe(recipe, changes)
 
@@ -60,9 +68,15 @@ def run_train(recipe: str | None, changes: Sequence[str], output: Path | None, r
     elif resume:
         print("no checkpoint there yet, starting from the beginning")
     print(f"\n{run.trainer.freezing_report}\n", flush=True)
-    result = run.run()
-    print(f"\ntrain loss {result.train_metrics['train_loss']:.4f}")
+    with training_errors():
+        result = run.run()
+    print()
+    if "train_loss" in result.train_metrics:
+        print(f"train loss {result.train_metrics['train_loss']:.4f}")
     if result.eval_metrics:
         print(f"eval loss  {result.eval_metrics['eval_loss']:.4f}")
+    left_out = run.trainer.bad_rows.summary()
+    if left_out is not None:
+        print(f"bad rows   {left_out}")
     print(f"saved to   {result.output_dir}")
     print(f'try it:    instructblip ask IMAGE "question" --model {result.output_dir}')

@@ -89,6 +89,10 @@ class RowFileDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def place(self, index: int) -> str:
+        """File and line of a row."""
+        return f"{self.path.name}:{self._lines[index]}"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The row, with ``images`` as a list of RGB PIL images, or what `open_image` makes.
 
@@ -99,7 +103,7 @@ class RowFileDataset:
         try:
             images = [self.open_image(path) for path in row["images"]]
         except (ValueError, OSError) as error:
-            raise ValueError(f"{self.path.name}:{self._lines[index]}: {error}") from error
+            raise ValueError(f"{self.place(index)}: {error}") from error
         return {**row, "images": images}
 
 

@@ -266,9 +266,11 @@ class DataArguments:
             Folder for features of the frozen vision tower, computed once an image. Relative to where the command runs.
         image_features_dtype (`str`, *optional*):
             ``"float32"``, ``"bfloat16"`` or ``"float16"``, to keep features in. Defaults to what they are computed in.
+        skip_bad_rows (`int`, *optional*, defaults to 0):
+            How many rows for training that cannot be read may be left out, over all datasets; one more is an error.
 
     Raises:
-        ValueError: If a length is below 1, or a dtype is unknown or has no folder.
+        ValueError: If a length is below 1, a number of rows below 0, or a dtype is unknown or has no folder.
     """
 
     train: str | dict[str, Any] = field(metadata={"help": "File of rows, or a procedural source."})
@@ -280,6 +282,7 @@ class DataArguments:
     max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of the last answer."})
     image_features: str | None = field(default=None, metadata={"help": "Folder for features of the vision tower."})
     image_features_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16."})
+    skip_bad_rows: int = field(default=0, metadata={"help": "How many unreadable rows may be left out in training."})
 
     def __post_init__(self) -> None:
         if self.image_features_dtype not in (None, *FEATURE_DTYPES):
@@ -290,6 +293,8 @@ class DataArguments:
             raise ValueError("image_features_dtype is set, but image_features names no folder")
         if self.image_features == "":
             raise ValueError("image_features is empty; give a folder")
+        if self.skip_bad_rows < 0:
+            raise ValueError(f"skip_bad_rows is {self.skip_bad_rows}; it must be at least 0")
         for name in ("max_prompt_length", "max_completion_length"):
             value = getattr(self, name)
             if value is not None and value < 1:

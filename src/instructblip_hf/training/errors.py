@@ -11,8 +11,8 @@ class SavingError(TrainingError):
     """A checkpoint or the trained model could not be written."""
 
 
-class BadRowsError(TrainingError):
-    """More rows could not be read than were allowed to be left out."""
+class BadRowsError(TrainingError, ValueError):
+    """Rows cannot be read, more of them than were allowed to be left out, or no batch can be made of them."""
 
 
 class NonFiniteError(TrainingError):

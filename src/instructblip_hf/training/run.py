@@ -69,6 +69,9 @@ class RecipeRun:
     def run(self) -> TrainingResult:
         """Trains, saves model and processor, and computes the evaluation loss if there is data for it."""
         outcome = self.trainer.train(resume_from_checkpoint=self.checkpoint)
+        if self.checkpoint is not None and checkpoints.step_of(Path(self.checkpoint)) == outcome.global_step:
+            # Trained to the end before, so that nothing is known of the loss but what was logged then.
+            outcome.metrics.pop("train_loss")
         self.trainer.save_model()
         self.trainer.save_state()
         self.trainer.save_metrics("train", outcome.metrics, combined=False)
@@ -165,6 +168,7 @@ def prepare_run(
         eval_dataset=eval_dataset,
         callbacks=list(callbacks),
         image_features=features,
+        skip_bad_rows=recipe.data.skip_bad_rows,
     )
     if trainer.saves_adapter:
         check_base_is_unchanged(model, recipe.model.reinitialize)

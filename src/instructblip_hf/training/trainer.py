@@ -29,12 +29,12 @@ from .adapters import base_of
 from .arguments import OptimizationArguments
 from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator, losses_of_labels
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
+from .guards import GuardedTrainer
 from .image_features import ImageFeatures
 from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
 from .quantization import is_quantized
-from .saving import SafeSavingTrainer
 from .streams import POSITION, StreamPositions, stream_loader
 
 
@@ -65,7 +65,7 @@ class MixtureState(TrainerCallback, ExportableState):
         }
 
 
-class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
+class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
     """Trains a vision-language model of this package on rows of images, prompts and completions.
 
     Rows are dicts in TRL's form, ``{"images": [...], "prompt": ..., "completion": ...}`` or ``{"images": [...],
@@ -92,6 +92,8 @@ class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
             formed all the same where something reads them: predictions, metrics, label smoothing, a loss function of
             one's own; under `torch_compile`; and, with a warning, for language models that need them. Models other than
             this package's always form them.
+        skip_bad_rows (`int`, *optional*, defaults to 0):
+            How many unreadable rows of map-style training data may be left out, see `BadRows`.
         kwargs: Anything else that `transformers.Trainer` takes.
 
     Attributes:
@@ -382,6 +384,8 @@ class VisionLanguageTrainer(SafeSavingTrainer, AdapterTrainer):
             datasets=[dataset] if isinstance(dataset, str) else dataset,
             language=language,
             command=command,
+            what_trains=str(self.freezing_report) if self.freezing_report is not None else None,
+            left_out=self.bad_rows.summary(),
         )
         data: Any = card.data
         data.tags += [tags] if isinstance(tags, str) else tags or []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +26,12 @@ _HYPERPARAMETERS = (
     "warmup_steps",
     "weight_decay",
     "optim",
+    "adam_beta1",
+    "adam_beta2",
     "max_grad_norm",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "world_size",
     "num_train_epochs",
     "max_steps",
     "bf16",
@@ -49,6 +54,8 @@ def model_card(
     language: str | Sequence[str] | None = "en",
     results: Sequence[Mapping[str, Any]] | None = None,
     command: str | None = None,
+    what_trains: str | None = None,
+    left_out: str | None = None,
     include_code: bool = False,
 ) -> ModelCard:
     """Write the card of a vision-language model.
@@ -68,6 +75,8 @@ def model_card(
         language (`str` or sequence of `str`, *optional*, defaults to `"en"`): Languages, as ISO codes.
         results (sequence of mappings, *optional*): Rows of the results table, all with the same keys.
         command (`str`, *optional*): The command that made the model.
+        what_trains (`str`, *optional*): Table of what was frozen and trained, as `FreezingReport` prints it.
+        left_out (`str`, *optional*): Says which rows were left out of the training.
         include_code (`bool`, *optional*, defaults to `False`): Say that the repository holds the code as well.
 
     Returns:
@@ -113,6 +122,10 @@ def model_card(
         hyperparameters=_hyperparameters(training_arguments),
         training=_training(trainer_state),
         log=_log_table(trainer_state),
+        dataset_losses=_dataset_losses(trainer_state),
+        what_trains=what_trains,
+        left_out=left_out,
+        versions=_versions() if trainer_state is not None else None,
         results=_results_table(results),
         command=command,
         base_model=", ".join(bases),
@@ -176,9 +189,47 @@ def _log_table(state: TrainerState | None) -> str | None:
         last = len(entries) - 1
         entries = [entries[round(row * last / (_MAX_LOG_ROWS - 1))] for row in range(_MAX_LOG_ROWS)]
     speed = ("runtime", "per_second", "model_preparation_time")
-    keys = [key for key in dict.fromkeys(key for entry in entries for key in entry) if not key.endswith(speed)]
+    found = dict.fromkeys(key for entry in entries for key in entry)
+    # Losses by dataset have a table of their own.
+    keys = [key for key in found if not key.endswith(speed) and "/" not in key]
     keys = ["step", *(key for key in keys if key != "step")]
     return _table([{key: entry.get(key, "") for key in keys} for entry in entries])
+
+
+def _dataset_losses(state: TrainerState | None) -> str | None:
+    """Losses by dataset, as `VisionLanguageTrainer` logs them for mixtures: first and last of training, last of evaluation."""
+    if state is None:
+        return None
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for entry in state.log_history:
+        for key, value in entry.items():
+            if key.startswith(("loss/", "eval_loss/")):
+                first.setdefault(key, value)
+                last[key] = value
+    names = dict.fromkeys(key.partition("/")[2] for key in last)
+    rows = [
+        {
+            "dataset": name,
+            "training loss at first": first.get(f"loss/{name}", ""),
+            "at the end": last.get(f"loss/{name}", ""),
+            "evaluation loss": last.get(f"eval_loss/{name}", ""),
+        }
+        for name in names
+    ]
+    return _table(rows) if rows else None
+
+
+def _versions() -> str:
+    """The packages that made the model, with those of them that are installed."""
+    names = ("instructblip-hf", "transformers", "torch", "accelerate", "peft", "tokenizers", "safetensors")
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join([*found, f"Python {platform.python_version()}"])
 
 
 def _results_table(results: Sequence[Mapping[str, Any]] | None) -> str | None:
