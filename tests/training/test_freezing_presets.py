@@ -7,50 +7,7 @@ from torch import nn
 
 from instructblip_hf.training import FREEZING_PRESETS, FreezingPolicy, apply_freezing
 from tiny_shapes import tiny_model
-
-
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
-QFORMER = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "encoder_hidden_size": 16,
-    "vocab_size": 50,
-}
-TEXT = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
-
-
-def blip2():
-    config = transformers.Blip2Config(
-        vision_config=VISION, qformer_config=QFORMER, text_config=transformers.LlamaConfig(**TEXT).to_dict()
-    )
-    return transformers.Blip2ForConditionalGeneration(config)
-
-
-def blip2_first_stage():
-    config = transformers.Blip2Config(vision_config=VISION, qformer_config={**QFORMER, "use_qformer_text_input": True})
-    return transformers.Blip2ForImageTextRetrieval(config)
-
-
-def llava():
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**VISION), text_config=transformers.LlamaConfig(**TEXT)
-    )
-    return transformers.LlavaForConditionalGeneration(config)
+from tiny_stock_models import TEXT, VISION, blip2, blip2_first_stage, llava
 
 
 class FlatLlava(nn.Module):

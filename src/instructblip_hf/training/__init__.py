@@ -27,6 +27,7 @@ _PUBLIC_NAMES = {
     "TrainingResult": "run",
     "VisionLanguageTrainer": "trainer",
     "apply_freezing": "freezing",
+    "cast_frozen": "precision",
     "load_recipe": "recipe",
     "prepare_run": "run",
     "read_recipe": "recipe_file",

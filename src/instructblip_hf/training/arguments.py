@@ -212,6 +212,8 @@ class ModelArguments:
         reinitialize (`list[str]`, *optional*): Components that get fresh weights after loading, by dotted name.
         reinitialize_seed (`int`, *optional*, defaults to 0): Seed of those weights.
         dtype (`str`, *optional*, defaults to `"float32"`): One of `DTYPES`; weights are loaded in it.
+        frozen_dtype (`str`, *optional*):
+            ``"float32"``, ``"bfloat16"`` or ``"float16"``, for the weights that do not train; like `dtype` by default.
         attn_implementation (`str`, *optional*): Attention of all parts, transformers' default if not given.
         revision (`str`, *optional*): Branch, tag or commit of a Hub repository.
         qformer_instruction (`bool`, *optional*, defaults to `True`):
@@ -230,6 +232,10 @@ class ModelArguments:
     )
     reinitialize_seed: int = field(default=0, metadata={"help": "Seed of the fresh weights."})
     dtype: str = field(default="float32", metadata={"help": f"One of {', '.join(DTYPES)}."})
+    frozen_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Of weights that do not train: float32, bfloat16 or float16; like dtype if null."},
+    )
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention of all parts."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub repository."})
     qformer_instruction: bool = field(default=True, metadata={"help": "Whether the Q-Former reads the instruction."})
@@ -244,6 +250,8 @@ class ModelArguments:
             raise ValueError(f"dtype is {self.dtype!r}; allowed are: {', '.join(DTYPES)}")
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
             raise ValueError(f"quantization is {self.quantization!r}; allowed are: {', '.join(QUANTIZATIONS)}")
+        if self.frozen_dtype not in (None, *FEATURE_DTYPES):
+            raise ValueError(f"frozen_dtype is {self.frozen_dtype!r}; allowed are: {', '.join(FEATURE_DTYPES)}")
         for name in self.reinitialize:
             if name.partition(".")[0] not in COMPONENTS:
                 raise ValueError(f"reinitialize names {name!r}; the components are: {', '.join(COMPONENTS)}")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -58,7 +59,7 @@ class FreezingReport:
         self._frozen_modules = [
             module
             for name, module in model.named_modules()
-            if name and _word_of(name, self.words) == "frozen" and not _is_inside(name, self.frozen_dropout)
+            if name and word_of(name, self.words) == "frozen" and not _is_inside(name, self.frozen_dropout)
         ]
 
     def hold_frozen_modules_in_eval(self) -> None:
@@ -104,11 +105,11 @@ def apply_freezing(model: nn.Module, policy: str | Mapping[str, str] | FreezingP
         ImportError: If a component is marked ``lora`` and peft is not installed.
     """
     policy = FreezingPolicy.of(policy)
-    words = _resolve(model, policy)
+    words = component_words(model, policy)
     _check_frozen_dropout(model, policy.frozen_dropout, words)
     lora_components = [name for name, word in words.items() if word == "lora"]
     for name, parameter in model.named_parameters():
-        trains = _word_of(name, words) == "train"
+        trains = word_of(name, words) == "train"
         if trains and not parameter.is_floating_point():
             raise ValueError(f"{name} is quantised ({parameter.dtype}) and cannot train: mark it lora or frozen")
         parameter.requires_grad_(trains)
@@ -140,7 +141,12 @@ def check_component(model: nn.Module, name: str) -> None:
     )
 
 
-def _resolve(model: nn.Module, policy: FreezingPolicy) -> dict[str, str]:
+def component_words(model: nn.Module, policy: FreezingPolicy) -> dict[str, str]:
+    """The words of a policy by component of the model: those of its preset, and what it says itself.
+
+    Raises:
+        ValueError: If the policy names a component that the model does not have.
+    """
     for name in policy.components:
         check_component(model, name)
     words = _preset_words(model, policy.preset) if policy.preset is not None else {}
@@ -181,7 +187,8 @@ def _prefix_of(preset: str, known: Collection[str]) -> str | None:
     return next((p for p in ("", "model.") if all(f"{p}{name}" in known for name in components)), None)
 
 
-def _word_of(name: str, words: Mapping[str, str]) -> str:
+def word_of(name: str, words: Mapping[str, str]) -> str:
+    """The word for a module or parameter: that of the most specific component it is in."""
     while name:
         if name in words:
             return words[name]
@@ -196,9 +203,9 @@ def _is_inside(name: str, components: Collection[str]) -> bool:
 def _check_frozen_dropout(model: nn.Module, components: Collection[str], words: Mapping[str, str]) -> None:
     for name in components:
         check_component(model, name)
-        if _word_of(name, words) != "frozen":
+        if word_of(name, words) != "frozen":
             raise ValueError(
-                f"frozen_dropout names {name!r}, which is marked {_word_of(name, words)!r}: its dropout is on anyway"
+                f"frozen_dropout names {name!r}, which is marked {word_of(name, words)!r}: its dropout is on anyway"
             )
 
 
@@ -211,7 +218,7 @@ def _component_rows(model: nn.Module, words: Mapping[str, str]) -> list[Componen
     ):
         inside = [p for n, p in named if _is_inside(n, (name,))]
         trainable = sum(p.numel() for p in inside if p.requires_grad)
-        rows.append(ComponentReport(name, _word_of(name, words), trainable, sum(parameter_count(p) for p in inside)))
+        rows.append(ComponentReport(name, word_of(name, words), trainable, sum(parameter_count(p) for p in inside)))
     return rows
 
 
@@ -227,7 +234,7 @@ def _add_lora(model: nn.Module, component: str, words: Mapping[str, str], policy
         name
         for name, child in module.named_modules()
         if isinstance(child, nn.Linear)
-        and _word_of(f"{component}.{name}", words) == "lora"
+        and word_of(f"{component}.{name}", words) == "lora"
         and not (policy.lora_target_modules is None and child is _output_embeddings(module))
         and (policy.lora_target_modules is None or name.rpartition(".")[2] in policy.lora_target_modules)
     ]
@@ -250,7 +257,10 @@ def _add_lora(model: nn.Module, component: str, words: Mapping[str, str], policy
     # peft freezes what it does not adapt, so parts inside that the policy trains are switched on again.
     inject_adapter_in_model(config, module)
     for name, parameter in module.named_parameters():
-        if _word_of(f"{component}.{name}", words) == "train":
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            # What trains on top of 16-bit weights is float32, as in PEFT's own models.
+            parameter.data = parameter.data.float()
+        if word_of(f"{component}.{name}", words) == "train":
             parameter.requires_grad_(True)
 
 

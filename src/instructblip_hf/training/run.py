@@ -28,6 +28,7 @@ from .image_features.recipes import open_image_features, open_images_with
 from .initialization import reinitialize
 from .mixture import MixtureArguments, check_same_mixture, open_mixture
 from .mixture_parts import open_shapes_world
+from .precision import cast_frozen
 from .quantization import keep_weights_as_loaded, quantization_config
 from .recipe import Recipe
 from .trainer import VisionLanguageTrainer, draws_per_step
@@ -145,6 +146,8 @@ def prepare_run(
         check_same_mixture(checkpoint, train_dataset.mixture.fingerprint(), draws_per_step(args))
     compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     model, processor = load_model(recipe.model, compute_dtype)
+    if recipe.model.frozen_dtype is not None:
+        cast_frozen(model, recipe.freezing, getattr(torch, recipe.model.frozen_dtype))
     features = None
     if recipe.data.image_features is not None:
         features = open_image_features(recipe, model, processor, args)
