@@ -209,9 +209,11 @@ def test_stock_models(build, preset):
     apply_freezing(model, preset)
     logits = model(**inputs).logits
     assert logits.dtype == BF16
-    torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(logits.float(), expected, rtol=0.02, atol=0.02)
     logits.float().square().sum().backward()
-    assert all(p.grad is not None for n, p in model.named_parameters() if "project" in n)
+    trained = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad and "proj" in name]
+    assert trained
+    assert all(parameter.grad.abs().sum() > 0 for parameter in trained)
 
 
 def test_bad_dtypes():

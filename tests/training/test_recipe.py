@@ -100,6 +100,8 @@ def test_overrides_win(folder):
         (changed(model={"path": "nowhere"}), "model.path: there is no folder"),
         (changed(model={"path": "."}), "has no config.json"),
         (changed(model={"dtype": "int8"}), "model: dtype is 'int8'; allowed are: float32"),
+        (changed(model={"frozen_dtype": "auto"}), "model: frozen_dtype is 'auto'; allowed are: float32, bfloat16"),
+        (changed(freezing={"frozen_dropout": "qformer"}), "freezing.frozen_dropout: must be a list of texts"),
         (changed(model={"reinitialize": "qformer"}), "model.reinitialize: must be a list of texts, not 'qformer'"),
         (changed(model={"reinitialize": ["q_former"]}), "reinitialize names 'q_former'; the components are:"),
         (changed(model={"reinitialize_seed": 1.5}), "model.reinitialize_seed: must be a whole number, not 1.5"),
