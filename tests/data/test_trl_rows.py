@@ -58,6 +58,14 @@ def test_a_row_keeps_its_tokens_and_labels(name, form):
             assert found[key].tolist() == expected[key].tolist()
 
 
+def test_another_marker():
+    rows = [{"images": [PICTURE], "prompt": "left of <picture>, not <image>", "completion": ANSWER}]
+    (row,) = trl_dataset(rows, image_token="<picture>")
+    kinds = [part["type"] for part in row["messages"][0]["content"]]
+    assert kinds == ["text", "image", "text"]
+    assert row["messages"][0]["content"][2]["text"] == ", not <image>"
+
+
 def test_every_content_has_one_schema():
     for row in ROWS.values():
         for message in trl_row(row)["messages"]:

@@ -24,15 +24,15 @@ FORMS = ("messages", "prompt_completion")
 class _OpenedRows:
     """Turns a batch of row numbers into a batch of rows, as `datasets.Dataset.with_transform` calls it."""
 
-    def __init__(self, rows: Any, form: str) -> None:
-        self.rows, self.form = rows, form
+    def __init__(self, rows: Any, form: str, image_token: str) -> None:
+        self.rows, self.form, self.image_token = rows, form, image_token
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
-        opened = [trl_row(self.rows[number], self.form) for number in batch["row"]]
+        opened = [trl_row(self.rows[number], self.form, self.image_token) for number in batch["row"]]
         return {key: [row[key] for row in opened] for key in opened[0]} if opened else {}
 
 
-def trl_dataset(rows: Any, form: str = "messages") -> Dataset:
+def trl_dataset(rows: Any, form: str = "messages", image_token: str = IMAGE_TOKEN) -> Dataset:
     """Rows as a `datasets.Dataset` that opens each when it is asked for.
 
     The dataset has one column of row numbers, so nothing is copied to disk, and TRL needs
@@ -42,6 +42,7 @@ def trl_dataset(rows: Any, form: str = "messages") -> Dataset:
         rows (`Sequence[Mapping]`):
             Anything with ``__len__`` and ``__getitem__``: a list, a `RowFileDataset`, a `MixtureDataset`.
         form (`str`, *optional*, defaults to `"messages"`): One of `FORMS`, see `trl_row`.
+        image_token (`str`, *optional*, defaults to `"<image>"`): Marker of an image in text, see `trl_row`.
 
     Returns:
         `datasets.Dataset`: As long as ``rows``.
@@ -52,7 +53,7 @@ def trl_dataset(rows: Any, form: str = "messages") -> Dataset:
     from datasets import Dataset
 
     _check_form(form)
-    return Dataset.from_dict({"row": range(len(rows))}).with_transform(_OpenedRows(rows, form))
+    return Dataset.from_dict({"row": range(len(rows))}).with_transform(_OpenedRows(rows, form, image_token))
 
 
 def trl_row(row: Mapping[str, Any], form: str = "messages", image_token: str = IMAGE_TOKEN) -> dict[str, Any]:
@@ -67,7 +68,8 @@ def trl_row(row: Mapping[str, Any], form: str = "messages", image_token: str = I
             ``assistant_only_loss=True`` in `SFTConfig`. `"prompt_completion"` sets the completion apart; of
             ``"messages"`` that is the last answer alone.
         image_token (`str`, *optional*, defaults to `"<image>"`):
-            Marker of an image in text. Where there is none, images come before the first words of a user.
+            Marker of an image in text, the processor's ``image_token``. Where there is none, images come before the
+            first words of a user.
 
     Returns:
         `dict`: ``"images"`` and ``"messages"``, or ``"images"``, ``"prompt"`` and ``"completion"``.
