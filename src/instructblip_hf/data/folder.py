@@ -75,6 +75,10 @@ class FolderDataset:
         """An `Example`, or a training row where the folder holds those; ``images`` are paths."""
         return self._rows[index]
 
+    def peek(self, index: int, epoch: int = 0) -> Example | dict[str, Any]:
+        """The row, whose images are paths anyway; `epoch` makes no difference."""
+        return self._rows[index]
+
     def _row(self, fields: Mapping[str, Any]) -> Example | dict[str, Any]:
         content = {key: value for key, value in fields.items() if key not in ("file_name", "file_names")}
         names = fields.get("file_names") or [fields.get("file_name")]

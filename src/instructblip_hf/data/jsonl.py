@@ -93,6 +93,10 @@ class RowFileDataset:
         """File and line of a row."""
         return f"{self.path.name}:{self._lines[index]}"
 
+    def peek(self, index: int, epoch: int = 0) -> dict[str, Any]:
+        """The row with ``images`` as paths; `epoch` makes no difference."""
+        return self._rows[index]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The row, with ``images`` as a list of RGB PIL images, or what `open_image` makes.
 

@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .image_groups import GroupedEpoch
 from .permutations import KeyedPermutation, keyed_order
 
 
@@ -84,10 +85,18 @@ class Mixture:
         seed (`int`, *optional*, defaults to 0): Another seed is another sequence.
         draws_per_choice (`int`, *optional*, defaults to 1): Draws in a row from the same dataset. Set to the size of a
             micro-batch, each holds rows of one dataset, as with LAVIS's loader.
+        group_by_image (`int`, *optional*, defaults to 1): Draws in a row that are neighbours in the order of images. They
+            are of one dataset, so `draws_per_choice` is at least this and a multiple.
+        image_orders (`Mapping[str, np.ndarray]`, *optional*): For each dataset its rows in the order of their images, of
+            `instructblip_hf.data.image_groups.image_order`; by default as they stand.
+        group_by_length (`int`, *optional*, defaults to 0): Optimiser steps whose draws are dealt out anew so that
+            micro-batches hold rows of similar length, see `instructblip_hf.data.length_groups`; 0 for none. Draws
+            themselves stay as they are.
 
     Raises:
         ValueError: For no datasets, a size below 1, another balance, factors that are not positive numbers or of
-            datasets that are not there, or `draws_per_choice` below 1.
+            datasets that are not there, numbers below their least, or `draws_per_choice` that is no multiple of
+            `group_by_image`.
     """
 
     def __init__(
@@ -97,6 +106,9 @@ class Mixture:
         factors: Mapping[str, float] | None = None,
         seed: int = 0,
         draws_per_choice: int = 1,
+        group_by_image: int = 1,
+        image_orders: Mapping[str, np.ndarray] | None = None,
+        group_by_length: int = 0,
     ) -> None:
         if not sizes:
             raise ValueError("sizes is empty; a mixture needs at least one dataset")
@@ -105,8 +117,7 @@ class Mixture:
                 raise ValueError(f"the dataset {name} has {size} rows; it must have at least 1")
         if balance not in BALANCES:
             raise ValueError(f"balance is {balance!r}; allowed are {', '.join(BALANCES)}")
-        if draws_per_choice < 1:
-            raise ValueError(f"draws_per_choice is {draws_per_choice}; it must be at least 1")
+        check_groups(draws_per_choice, group_by_image, group_by_length)
         factors = dict(factors or {})
         for name, factor in factors.items():
             if name not in sizes:
@@ -120,7 +131,13 @@ class Mixture:
         self.balance = balance
         self.factors = factors
         self.seed = seed
-        self.draws_per_choice = draws_per_choice
+        self.draws_per_choice = max(draws_per_choice, group_by_image)
+        self.group_by_image = group_by_image
+        self.image_orders = dict(image_orders or {})
+        for name, order in self.image_orders.items():
+            if self.sizes.get(name) != len(order):
+                raise ValueError(f"image_orders: {name} has {len(order)} rows, its size is {self.sizes.get(name)}")
+        self.group_by_length = group_by_length
         self._shares = _apportion([_weight(size, balance, factors.get(name, 1.0)) for name, size in sizes.items()])
         self._bounds = [0]
         for share in self._shares:
@@ -164,7 +181,12 @@ class Mixture:
 
     def fingerprint(self) -> str:
         """Sixteen characters that differ between mixtures with different sequences, to be stored in checkpoints."""
-        content = (list(self.sizes.items()), self._shares, self.seed, self.draws_per_choice)
+        content: tuple[Any, ...] = (list(self.sizes.items()), self._shares, self.seed, self.draws_per_choice)
+        if self.group_by_image > 1:
+            orders = [(name, hashlib.blake2b(order.tobytes()).digest()) for name, order in self.image_orders.items()]
+            content += ("group_by_image", self.group_by_image, orders)
+        if self.group_by_length:
+            content += ("group_by_length", self.group_by_length)
         return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
     # --- draws to datasets ----------------------------------------------------------------------------------------
@@ -196,13 +218,17 @@ class Mixture:
         below = [block * (bound // _SHIFTS) + _count_shifts_below(bound % _SHIFTS, block) for bound in self._bounds]
         return np.diff(np.array(below, dtype=object)).astype(np.int64)
 
-    def _make_permutation(self, index: int, epoch: int) -> KeyedPermutation:
+    def _make_permutation(self, index: int, epoch: int) -> KeyedPermutation | GroupedEpoch:
         name = self.names[index]
+        if self.group_by_image > 1:
+            order = self.image_orders.get(name)
+            return GroupedEpoch(self.sizes[name], self.group_by_image, epoch, order, self.seed, name, epoch)
         return KeyedPermutation(self.sizes[name], "rows", self.seed, name, epoch)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Caches stay behind, so that worker processes can be started in any way.
-        return type(self), (self.sizes, self.balance, self.factors, self.seed, self.draws_per_choice)
+        groups = (self.draws_per_choice, self.group_by_image, self.image_orders, self.group_by_length)
+        return type(self), (self.sizes, self.balance, self.factors, self.seed, *groups)
 
 
 class MixtureDataset:
@@ -307,6 +333,25 @@ class MixtureSampler:
         return self.start if self.epoch == 0 else 0
 
 
+def check_groups(draws_per_choice: int, group_by_image: int, group_by_length: int) -> None:
+    """Raises where the numbers do not fit together.
+
+    Raises:
+        ValueError: If a number is below its least, or `draws_per_choice` is above 1 and no multiple of `group_by_image`.
+    """
+    for name, value, least in (
+        ("draws_per_choice", draws_per_choice, 1),
+        ("group_by_image", group_by_image, 1),
+        ("group_by_length", group_by_length, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if draws_per_choice > 1 and draws_per_choice % group_by_image:
+        raise ValueError(
+            f"draws_per_choice is {draws_per_choice}; it must be a multiple of group_by_image, which is {group_by_image}"
+        )
+
+
 def _weight(size: int, balance: str, factor: float) -> Fraction:
     if balance == "uniform":
         return Fraction(factor)
@@ -344,4 +389,4 @@ def _count_shifts_below(bound: int, blocks: int) -> int:
     return count
 
 
-__all__ = ["BALANCES", "Draw", "Mixture", "MixtureDataset", "MixtureSampler"]
+__all__ = ["BALANCES", "Draw", "Mixture", "MixtureDataset", "MixtureSampler", "check_groups"]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.catalog import DATASETS
-from ..data.mixture import BALANCES, Mixture, MixtureDataset
+from ..data.image_groups import image_order
+from ..data.mixture import BALANCES, Mixture, MixtureDataset, check_groups
 from .mixture_parts import OpenStream, PartArguments, open_part, published_rows, resolve_part
 from .recipe_file import folder_of
 from .validation import build
@@ -35,6 +36,10 @@ class MixtureArguments:
         balance (`str`, *optional*, defaults to `"sqrt"`): How probabilities follow from sizes, one of `BALANCES`.
         seed (`int`, *optional*, defaults to 0): Seed of the draws, the wordings and the choice of answers.
         draws_per_choice (`int`, *optional*, defaults to 1): Draws in a row from the same dataset.
+        group_by_image (`int`, *optional*, defaults to 1): Draws in a row that are of the same image where it has so many
+            rows; each image of a batch is encoded once.
+        group_by_length (`int`, *optional*, defaults to 0): Optimiser steps whose rows are dealt out to micro-batches by
+            length; 0 for as they come.
         form (`str`, *optional*, defaults to `"instruction"`): One of `instructblip_hf.data.templates.FORMS`.
         without (`list[str]`, *optional*): Slots that prompts leave out, such as ``lecture``.
         draws (`int`, *optional*): Rows of the whole, for evaluation data alone; training draws what its steps need.
@@ -48,6 +53,8 @@ class MixtureArguments:
     balance: str = field(default="sqrt", metadata={"help": f"One of {', '.join(BALANCES)}."})
     seed: int = field(default=0, metadata={"help": "Seed of draws, wordings and answers."})
     draws_per_choice: int = field(default=1, metadata={"help": "Draws in a row from the same dataset."})
+    group_by_image: int = field(default=1, metadata={"help": "Draws in a row of the same image."})
+    group_by_length: int = field(default=0, metadata={"help": "Steps whose rows are dealt out by length."})
     form: str = field(default="instruction", metadata={"help": "instruction, plain or identifier."})
     without: list[str] = field(default_factory=list, metadata={"help": "Slots that prompts leave out."})
     draws: int | None = field(default=None, metadata={"help": "Rows in all, for evaluation data alone."})
@@ -57,10 +64,9 @@ class MixtureArguments:
             raise ValueError("datasets is empty; a mixture needs at least one")
         if self.balance not in BALANCES:
             raise ValueError(f"balance is {self.balance!r}; allowed are {', '.join(BALANCES)}")
-        for name in ("draws_per_choice", "draws"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_groups(self.draws_per_choice, self.group_by_image, self.group_by_length)
+        if self.draws is not None and self.draws < 1:
+            raise ValueError(f"draws is {self.draws}; it must be at least 1")
         self.instructions()
 
     def instructions(self) -> Instructions:
@@ -139,9 +145,16 @@ def open_mixture(arguments: MixtureArguments, length: int) -> MixtureDataset | S
     """
     opened = {name: open_part(name, part, arguments.instructions()) for name, part in arguments.parts().items()}
     sizes = {name: rows.rows if isinstance(rows, OpenStream) else len(rows) for name, rows in opened.items()}
-    mixture = mixture_of(arguments, sizes)
-    if not any(isinstance(rows, OpenStream) for rows in opened.values()):
+    streams = [name for name, rows in opened.items() if isinstance(rows, OpenStream)]
+    if not streams:
+        mixture = mixture_of(arguments, sizes, _image_orders(opened, arguments.group_by_image))
         return MixtureDataset(opened, mixture, length)
+    if arguments.group_by_image > 1 or arguments.group_by_length:
+        raise ValueError(
+            f"group_by_image and group_by_length need rows that can be looked up, which those of {streams[0]} cannot: it "
+            "is a stream"
+        )
+    mixture = mixture_of(arguments, sizes)
     from ..data.streaming import IndexedSource, StreamMixture
 
     sources = {
@@ -150,10 +163,31 @@ def open_mixture(arguments: MixtureArguments, length: int) -> MixtureDataset | S
     return StreamMixture(sources, mixture)
 
 
-def mixture_of(arguments: MixtureArguments, sizes: Mapping[str, int]) -> Mixture:
+def _image_orders(datasets: Mapping[str, Any], group: int) -> dict[str, Any]:
+    orders = {}
+    for name, rows in datasets.items() if group > 1 else ():
+        try:
+            orders[name] = image_order(rows, group)
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return orders
+
+
+def mixture_of(
+    arguments: MixtureArguments, sizes: Mapping[str, int], image_orders: Mapping[str, Any] | None = None
+) -> Mixture:
     """The draws from datasets of given sizes."""
     factors = {name: part.factor for name, part in arguments.parts().items() if part.factor != 1.0}
-    return Mixture(sizes, arguments.balance, factors, arguments.seed, arguments.draws_per_choice)
+    return Mixture(
+        sizes,
+        arguments.balance,
+        factors,
+        arguments.seed,
+        arguments.draws_per_choice,
+        arguments.group_by_image,
+        image_orders,
+        arguments.group_by_length,
+    )
 
 
 def published_sizes(arguments: MixtureArguments) -> dict[str, int]:
@@ -207,7 +241,7 @@ def check_same_mixture(checkpoint: str | Path, fingerprint: str, draws_per_step:
     if before["fingerprint"] != fingerprint:
         raise ValueError(
             f"{checkpoint} was trained on another mixture ({before['fingerprint']}, now {fingerprint}): datasets, their "
-            "rows, factors, balance, seed or draws_per_choice have changed. Restore them, or start a new run from its "
+            "rows, factors, balance, seed, draws_per_choice or groups have changed. Restore them, or start a new run from its "
             "weights with model.path"
         )
     if before["draws_per_step"] != draws_per_step:
@@ -215,6 +249,12 @@ def check_same_mixture(checkpoint: str | Path, fingerprint: str, draws_per_step:
             f"{checkpoint} was trained with {before['draws_per_step']} rows a step, now there are {draws_per_step}: rows "
             "would come twice or never. Keep processes * per_device_train_batch_size * gradient_accumulation_steps"
         )
+
+
+def trained_steps(checkpoint: str | Path) -> int:
+    """Optimiser steps before a checkpoint was written; 0 where it does not say."""
+    file = Path(checkpoint) / "trainer_state.json"
+    return int(json.loads(file.read_text(encoding="utf-8"))["global_step"]) if file.is_file() else 0
 
 
 __all__ = [
@@ -226,4 +266,5 @@ __all__ = [
     "open_mixture",
     "published_sizes",
     "resolve_mixture",
+    "trained_steps",
 ]

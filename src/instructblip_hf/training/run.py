@@ -31,7 +31,7 @@ from .mixture_parts import open_shapes_world
 from .precision import cast_frozen
 from .quantization import keep_weights_as_loaded, quantization_config
 from .recipe import Recipe
-from .trainer import VisionLanguageTrainer, draws_per_step
+from .trainer import VisionLanguageTrainer, draws_per_step, mixture_fingerprint
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def prepare_run(
     train_dataset = open_dataset(recipe.data.train, recipe.data, draws)
     eval_dataset = open_dataset(recipe.data.evaluation, recipe.data) if recipe.data.evaluation is not None else None
     if checkpoint is not None and isinstance(train_dataset, MixtureDataset | StreamMixture):
-        check_same_mixture(checkpoint, train_dataset.mixture.fingerprint(), draws_per_step(args))
+        check_same_mixture(checkpoint, mixture_fingerprint(train_dataset.mixture, args), draws_per_step(args))
     compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     model, processor = load_model(recipe.model, compute_dtype)
     if recipe.model.frozen_dtype is not None:

@@ -19,7 +19,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 
 from ..data.collators import VisionLanguageCollator
-from ..data.mixture import MixtureDataset, MixtureSampler
+from ..data.length_groups import LengthGroupedSampler
+from ..data.mixture import Mixture, MixtureDataset, MixtureSampler
 from ..data.streaming import StreamMixture
 from ..models.language_models.label_losses import check_logits_at_labels
 from ..models.modeling_base import VisionLanguageModel
@@ -32,7 +33,7 @@ from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .guards import GuardedTrainer
 from .image_features import ImageFeatures
 from .lora import has_lora, merged_state_dict
-from .mixture import check_same_mixture
+from .mixture import check_same_mixture, trained_steps
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
 from .quantization import is_quantized
 from .streams import POSITION, StreamPositions, stream_loader
@@ -44,6 +45,14 @@ logger = logging.getLogger(__name__)
 def draws_per_step(args: TrainingArguments) -> int:
     """Rows of an optimiser step, over all processes."""
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def mixture_fingerprint(mixture: Mixture, args: TrainingArguments) -> str:
+    """What a checkpoint must have been trained with for its training to go on with the next row."""
+    if mixture.group_by_length <= 1:
+        return mixture.fingerprint()
+    # In windows of several steps, which rows a step has depends on how they are dealt out.
+    return f"{mixture.fingerprint()}-{args.train_batch_size * args.world_size}"
 
 
 class MixtureState(TrainerCallback, ExportableState):
@@ -176,6 +185,7 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self._steps_to_skip = 0
         self._predicting = False
         self._logits_at_labels = (
             logits_at_labels
@@ -193,7 +203,7 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
                 self._logits_at_labels = False
         self._stream_positions = StreamPositions(args)
         if isinstance(train_dataset, MixtureDataset | StreamMixture):
-            self.add_callback(MixtureState(train_dataset.mixture.fingerprint(), draws_per_step(args)))
+            self.add_callback(MixtureState(mixture_fingerprint(train_dataset.mixture, args), draws_per_step(args)))
         # Trainer writes its own use_cache into the configuration, which would be published with the weights.
         if configured_use_cache is None:
             config.__dict__.pop("use_cache", None)
@@ -208,18 +218,31 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         """
         checkpoint = self.starting_checkpoint(resume_from_checkpoint)
         if isinstance(checkpoint, str) and isinstance(self.train_dataset, MixtureDataset | StreamMixture):
-            fingerprint = self.train_dataset.mixture.fingerprint()
+            fingerprint = mixture_fingerprint(self.train_dataset.mixture, self.args)
             check_same_mixture(checkpoint, fingerprint, draws_per_step(self.args))
         if isinstance(self.train_dataset, StreamMixture):
             # Where Trainer is told not to skip what came before, the stream begins anew.
             resumed = checkpoint if isinstance(checkpoint, str) and not self.args.ignore_data_skip else None
             self.train_dataset.stand_in_for(self._stream_positions.load(resumed))
+        self._steps_to_skip = 0
+        if isinstance(checkpoint, str) and not self.args.ignore_data_skip:
+            self._steps_to_skip = trained_steps(checkpoint)
         return super().train(checkpoint, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(train_dataset, MixtureDataset):
             return super()._get_train_sampler(train_dataset)
+        if train_dataset.mixture.group_by_length:
+            rows = draws_per_step(self.args)
+            return LengthGroupedSampler(
+                train_dataset,
+                self.args.max_steps * rows if self.args.max_steps > 0 else len(train_dataset) // rows * rows,
+                self.args.train_batch_size,
+                self.args.gradient_accumulation_steps,
+                self.args.world_size,
+                self._steps_to_skip,
+            )
         if self.args.max_steps <= 0:
             return MixtureSampler(len(train_dataset))
         # All draws of the training in one epoch, so that Trainer, when it resumes, skips to the very next one.

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..answers import CHOICES, choose_answer, draw_index
+from ..image_groups import peek
 from ..schema import SLOTS, Example
 from .loading import TaskTemplates, load_templates
 from .wording import SLOT_NAMES, slot_texts
@@ -187,6 +188,15 @@ class InstructionDataset:
         worded = self.instructions.row(example, row, epoch)
         if self.open_images is not None:
             worded["images"] = list(self.open_images(example))
+        return worded
+
+    def peek(self, row: int, epoch: int = 0) -> dict[str, Any]:
+        """The row with ``images`` as the examples name them, none of them opened.
+
+        Raises:
+            TypeError: If the examples cannot give that, see `instructblip_hf.data.image_groups.peek`.
+        """
+        worded = self.instructions.row(peek(self.examples, row, epoch), row, epoch)  # type: ignore[arg-type]
         return worded
 
 
