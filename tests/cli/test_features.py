@@ -55,7 +55,7 @@ def test_what_is_wrong_is_one_line(run, recipe):
     for arguments, message in (
         ([], "names no folder for features"),
         (["--output", "photos"], "photos is not a folder of image features: it holds a.jpg"),
-        (["--output", "kept", "--set", "freezing.components={vision_model: train}"], "trains"),
+        (["--output", "kept", "--set", "freezing.components={vision_model: train}"], "trains: leave out"),
     ):
         result = run("features", recipe, *arguments)
         assert result.exit_code == 2, result.output

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
-from .arguments import DataArguments, FreezingPolicy, ModelArguments, OptimizationArguments, adapter_problems
+from .arguments import (
+    FREEZING_PRESETS,
+    DataArguments,
+    FreezingPolicy,
+    ModelArguments,
+    OptimizationArguments,
+    adapter_problems,
+)
 from .mixture import resolve_mixture
 from .mixture_parts import check_shapes_world
 from .recipe_file import SECTIONS, RecipeError, apply_overrides, folder_of, plain, read_recipe
@@ -123,10 +130,30 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     max_steps = training_section.get("max_steps", 0) if isinstance(training_section, dict) else 0
     if data is not None and _is_mixture(data.train) and isinstance(max_steps, int) and max_steps < 1:
         problems.append("training.max_steps: missing; a mixture has no end of its own")
+    if data is not None and data.image_features is not None and freezing is not None:
+        problems += _check_tower(freezing)
     if problems:
         raise RecipeError(path.name, problems)
     data = replace(data, **plain(data_paths))
     return Recipe(path, replace(model, **model_path), freezing, data, training, optimization)
+
+
+def _check_tower(freezing: FreezingPolicy) -> list[str]:
+    """What a policy surely trains of the vision tower, features of which are to be kept. The model says the rest."""
+    words = dict(FREEZING_PRESETS[freezing.preset]) if freezing.preset is not None else {}
+    for name in freezing.components:
+        words = {inner: word for inner, word in words.items() if not inner.startswith(f"{name}.")}
+    words.update(freezing.components)
+    inside = {name: word for name, word in words.items() if name.startswith("vision_model.")}
+    if inside:
+        inside.pop("vision_model.post_layernorm", None)
+    else:
+        inside["vision_model"] = words.get("vision_model", words.get("", "frozen"))
+    return [
+        f"data.image_features: needs a frozen vision tower, and freezing has {name}: {word}"
+        for name, word in inside.items()
+        if word != "frozen"
+    ]
 
 
 def _check_training(section: Any, has_evaluation: bool) -> tuple[dict[str, Any], list[str]]:

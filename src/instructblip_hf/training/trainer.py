@@ -159,7 +159,8 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
             logger.info("what trains:\n%s", self.freezing_report)
         self.image_features = image_features
         if image_features is not None:
-            image_features.tower.check_frozen()
+            report = self.freezing_report
+            image_features.tower.check_frozen(report.frozen_dropout if report is not None else ())
         # Rows hold images and text under names that no forward() has, and only the collator can read them.
         args.remove_unused_columns = False
         if args.ddp_find_unused_parameters is None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, CLIPVisionConfig, TrainingArguments
 
 from instructblip_hf.data.sources.shapes_world import ShapesWorld
-from instructblip_hf.training import VisionLanguageTrainer, load_recipe, prepare_run
+from instructblip_hf.training import FreezingPolicy, RecipeError, VisionLanguageTrainer, load_recipe, prepare_run
 from instructblip_hf.training.image_features import FrozenTower, ImageFeatures
 from instructblip_hf.training.image_features.batches import MISSING_KEYS
 from official_formats import write_dataset
@@ -295,6 +295,25 @@ def test_recipes_name_what_is_wrong(checkpoint, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             load_recipe(path, changes)
-    recipe = load_recipe(path, ["freezing.preset=all", f"data.image_features={tmp_path / 'kept'}"])
+    keep = f"data.image_features={tmp_path / 'kept'}"
+    for change, message in (
+        ("freezing.preset=all", "freezing has vision_model: train"),
+        ("freezing.components={vision_model: train}", "freezing has vision_model: train"),
+        ("freezing.components={vision_model: lora}", "freezing has vision_model: lora"),
+        ("freezing.components={vision_model.encoder.layers.1: train}", r"vision_model\.encoder\.layers\.1: train"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(path, [change, keep])
+    # What only the model can tell: that all of the tower but its last norm is named.
+    change = "freezing.components={vision_model: train, vision_model.encoder: frozen}"
     with pytest.raises(ValueError, match=r"vision_model\.embeddings\.class_embedding.* trains"):
-        prepare_run(recipe, tmp_path / "out")
+        prepare_run(load_recipe(path, [change, keep]), tmp_path / "out")
+    for change in ("freezing.components={vision_model: frozen}", "freezing.preset=instructblip-strict"):
+        load_recipe(path, [change, keep])
+
+
+def test_dropout_in_a_frozen_tower_is_refused(tmp_path):
+    policy = FreezingPolicy(frozen_dropout=["vision_model.encoder"])
+    with pytest.raises(ValueError, match="frozen_dropout names vision_model.encoder"):
+        train(tmp_path, tmp_path / "features", freezing=policy)
+    train(tmp_path, tmp_path / "features", freezing=FreezingPolicy(frozen_dropout=["language_model"]), max_steps=1)

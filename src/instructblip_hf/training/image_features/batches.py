@@ -151,7 +151,7 @@ class ImageFeatures:
                 raise ValueError(
                     f"{len(keys)} images of a batch have no features in {self.store.root}, and a tower whose weights "
                     "are spread over processes (FSDP, ZeRO-3) cannot compute them during training: compute them first "
-                    "with instructblip features RECIPE --check"
+                    "with instructblip features RECIPE"
                 )
             computed = self.compute([bytes(key).hex() for key in keys.tolist()], inputs.pop("pixel_values"))
             features = computed if features is None else torch.cat([features, computed])

@@ -26,6 +26,7 @@ from ..recipe import Recipe
 from ..run import load_model, open_dataset
 from .batches import FeatureReader, ImageFeatures
 from .recipes import open_image_features, open_images_with
+from .tower import autocast_dtype
 
 
 # Files take up whole blocks on the disk.
@@ -104,10 +105,9 @@ class FeatureRun:
                 raise ValueError(
                     "data.train is a stream, whose rows are not known before: features are computed in training"
                 )
-        model, processor = load_model(recipe.model)
+        model, processor = load_model(recipe.model, autocast_dtype(args) or torch.float32)
         self.features: ImageFeatures = open_image_features(recipe, model, processor, args)
-        apply_freezing(model, recipe.freezing)
-        self.features.tower.check_frozen()
+        self.features.tower.check_frozen(apply_freezing(model, recipe.freezing).frozen_dropout)
         self.features.tower.module.to(args.device)
 
     def plan(self, check: bool = False) -> FeaturePlan:

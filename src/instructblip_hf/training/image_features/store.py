@@ -61,6 +61,7 @@ class FeatureStore:
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder = self.root / self.fingerprint
         self.shape: tuple[int, ...] | None = None
+        self._sizes: dict[tuple[int, ...], int] = {}
         _check_root(self.root)
         self._read_facts()
 
@@ -122,7 +123,9 @@ class FeatureStore:
 
     def entry_bytes(self, shape: tuple[int, ...]) -> int:
         """Size of the file of an image whose features have that shape: exact, without the file system's blocks."""
-        return len(_encode("0" * 64, torch.zeros(shape, dtype=self.dtype)))
+        if shape not in self._sizes:
+            self._sizes[shape] = len(_encode("0" * 64, torch.zeros(shape, dtype=self.dtype)))
+        return self._sizes[shape]
 
     def clean_up(self) -> None:
         """Removes what processes that were killed an hour ago or earlier had not finished."""

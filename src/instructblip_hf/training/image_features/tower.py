@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -107,12 +107,21 @@ class FrozenTower:
             fingerprint.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return fingerprint.hexdigest()
 
-    def check_frozen(self) -> None:
+    def check_frozen(self, frozen_dropout: Collection[str] = ()) -> None:
         """Raises unless everything stays as it is that features are computed with.
 
+        Args:
+            frozen_dropout (`Collection[str]`, *optional*): Frozen components of the model whose dropout is on.
+
         Raises:
-            ValueError: Naming what trains.
+            ValueError: Naming what trains or has dropout.
         """
+        for name in frozen_dropout:
+            if name.partition(".")[0] == "vision_model":
+                raise ValueError(
+                    f"features of a vision tower with dropout cannot be kept, and freezing.frozen_dropout names {name}: "
+                    "leave it or data.image_features out"
+                )
         trained = [name for name, parameter in self._frozen_parameters() if parameter.requires_grad]
         if not trained:
             return
