@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from ..data.collators import VisionLanguageCollator
 from ..data.jsonl import RowFileDataset
@@ -144,10 +144,7 @@ def prepare_run(
     eval_dataset = open_dataset(recipe.data.evaluation, recipe.data) if recipe.data.evaluation is not None else None
     if checkpoint is not None and isinstance(train_dataset, MixtureDataset | StreamMixture):
         check_same_mixture(checkpoint, mixture_fingerprint(train_dataset.mixture, args), draws_per_step(args))
-    compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    model, processor = load_model(recipe.model, compute_dtype)
-    if recipe.model.frozen_dtype is not None:
-        cast_frozen(model, recipe.freezing, getattr(torch, recipe.model.frozen_dtype))
+    model, processor = model_of(recipe, args)
     features = None
     if recipe.data.image_features is not None:
         features = open_image_features(recipe, model, processor, args)
@@ -183,6 +180,21 @@ def prepare_run(
 def run_recipe(recipe: Recipe, output_dir: str | Path | None = None, resume: bool = False) -> TrainingResult:
     """`prepare_run` and `RecipeRun.run` in one."""
     return prepare_run(recipe, output_dir, resume).run()
+
+
+def model_of(
+    recipe: Recipe, args: TrainingArguments
+) -> tuple[InstructBlipForConditionalGeneration, InstructBlipProcessor]:
+    """Model and processor of a recipe, with weights in the dtypes that it trains with.
+
+    Raises:
+        ImportError, OSError, ValueError: As `load_model` and `cast_frozen` raise them.
+    """
+    compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    model, processor = load_model(recipe.model, compute_dtype)
+    if recipe.model.frozen_dtype is not None:
+        cast_frozen(model, recipe.freezing, getattr(torch, recipe.model.frozen_dtype))
+    return model, processor
 
 
 def load_model(

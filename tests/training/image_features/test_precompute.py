@@ -114,6 +114,22 @@ def test_all_draws_of_a_mixture_are_covered_and_nothing_else(checkpoint, tmp_pat
     training.run()
 
 
+def test_frozen_weights_in_16_bits_are_those_of_the_training(checkpoint, pictures):
+    recipe = write_recipe(pictures, checkpoint, {"train": "rows.jsonl", "image_features": "kept"})
+    changes = ["model.frozen_dtype=bfloat16", "training.bf16=true"]
+    run = FeatureRun(load_recipe(recipe, changes))
+    run.compute(run.plan())
+    losses = []
+    for number, change in enumerate(("data.image_features=kept", "data.image_features=null")):
+        training = prepare_run(load_recipe(recipe, [*changes, change]), pictures / f"out{number}")
+        if not number:
+            tower = training.trainer.model.vision_model
+            tower.embeddings.register_forward_pre_hook(lambda _, inputs: pytest.fail("the tower ran"))
+        training.run()
+        losses.append([entry["loss"] for entry in training.trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
 def test_a_disk_without_room_is_known_before(checkpoint, pictures, monkeypatch):
     run = FeatureRun(load_recipe(write_recipe(pictures, checkpoint, {"train": "rows.jsonl"})), "kept")
     usage = shutil.disk_usage(pictures)

@@ -23,10 +23,9 @@ from transformers import TrainingArguments
 from ...data.mixture import MixtureDataset
 from ..freezing import apply_freezing
 from ..recipe import Recipe
-from ..run import load_model, open_dataset
+from ..run import model_of, open_dataset
 from .batches import FeatureReader, ImageFeatures
 from .recipes import open_image_features, open_images_with
-from .tower import autocast_dtype
 
 
 # Files take up whole blocks on the disk.
@@ -105,7 +104,7 @@ class FeatureRun:
                 raise ValueError(
                     "data.train is a stream, whose rows are not known before: features are computed in training"
                 )
-        model, processor = load_model(recipe.model, autocast_dtype(args) or torch.float32)
+        model, processor = model_of(recipe, args)
         self.features: ImageFeatures = open_image_features(recipe, model, processor, args)
         self.features.tower.check_frozen(apply_freezing(model, recipe.freezing).frozen_dropout)
         self.features.tower.module.to(args.device)
