@@ -90,6 +90,33 @@ def test_bad_rows_are_refused_by_file_and_line(run, recipe):
     assert "error: rows.jsonl:6: has no prompt" in result.stderr
 
 
+def test_an_adapter_is_trained_asked_and_merged(run, recipe):
+    lora = ["--set", "freezing.components={language_model: lora}", "--set", "freezing.save=adapter"]
+    trained = run("train", recipe, *lora, "-o", "adapter")
+    assert trained.exit_code == 0, trained.output
+    card = (recipe.parent / "adapter" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert 'load_adapter("adapter")' in card
+    assert not (recipe.parent / "adapter" / "model.safetensors").exists()
+    question = ("a.png", "what color ?", "--max-new-tokens", 3)
+    asked = run("ask", *question, "-m", "adapter")
+    assert asked.exit_code == 0, asked.output
+    merged = run("merge", "adapter", "-o", "merged")
+    assert merged.exit_code == 0, merged.output
+    assert "instructblip ask IMAGE" in merged.stdout
+    assert run("ask", *question, "-m", "merged").stdout == asked.stdout
+    for arguments, message in (
+        (("adapter", "-o", "merged"), "the output folder merged is not empty"),
+        (("adapter", "-o", "new", "--dtype", "int8"), "--dtype: 'int8' is none of"),
+        (("flags.yaml", "-o", "new"), "error: "),
+        (("adapter", "-o", "new", "--base", "nowhere"), "belongs to nowhere, which cannot be loaded"),
+    ):
+        refused = run("merge", *arguments)
+        assert refused.exit_code == 2, refused.output
+        assert message in refused.stderr
+        assert refused.stderr.count("error: ") == 1
+
+
 def test_print_shows_the_merged_recipe_and_trains_nothing(run, recipe):
     result = run("train", "instructblip_flant5_xl", "--print", "--set", "training.max_steps=7")
     assert result.exit_code == 0, result.output

@@ -410,6 +410,7 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
             command=command,
             what_trains=str(self.freezing_report) if self.freezing_report is not None else None,
             left_out=self.bad_rows.summary(),
+            adapter=self.saves_adapter,
         )
         data: Any = card.data
         data.tags += [tags] if isinstance(tags, str) else tags or []

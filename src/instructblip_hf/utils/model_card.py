@@ -57,6 +57,7 @@ def model_card(
     what_trains: str | None = None,
     left_out: str | None = None,
     include_code: bool = False,
+    adapter: bool = False,
 ) -> ModelCard:
     """Write the card of a vision-language model.
 
@@ -78,6 +79,7 @@ def model_card(
         what_trains (`str`, *optional*): Table of what was frozen and trained, as `FreezingReport` prints it.
         left_out (`str`, *optional*): Says which rows were left out of the training.
         include_code (`bool`, *optional*, defaults to `False`): Say that the repository holds the code as well.
+        adapter (`bool`, *optional*, defaults to `False`): Whether the folder holds an adapter of what is trained.
 
     Returns:
         `huggingface_hub.ModelCard`: ``card.save(folder / "README.md")`` writes it.
@@ -94,7 +96,7 @@ def model_card(
     on_hub = [base for base in bases if _HUB_ID.fullmatch(base) and not Path(base).exists()]
     bases = [base if base in on_hub else Path(base).name for base in bases]
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["instructblip-hf", config.model_type, "image-to-text", "visual-question-answering"],
         license=license,
@@ -119,6 +121,7 @@ def model_card(
         num_query_tokens=getattr(config, "num_query_tokens", "the vision tower's"),
         location=location,
         include_code=include_code,
+        adapter=adapter,
         hyperparameters=_hyperparameters(training_arguments),
         training=_training(trainer_state),
         log=_log_table(trainer_state),
