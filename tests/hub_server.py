@@ -1,4 +1,4 @@
-"""A loopback Hub with the handful of endpoints that huggingface_hub needs to push and pull a model."""
+"""A loopback Hub with the handful of endpoints that huggingface_hub needs to push and pull models, and `datasets` to read."""
 
 from __future__ import annotations
 
@@ -96,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({})
         elif len(parts) > 2 and parts[1].endswith(".git"):
             self._lfs_batch(json.loads(body))
+        elif len(parts) > 5 and parts[0] == "datasets" and parts[3] == "resolve":
+            self._resolve("/".join(parts[1:3]), parts[4], "/".join(parts[5:]))
         elif len(parts) > 4 and parts[2] == "resolve":
             self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         else:
@@ -133,8 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"type": "user", "name": USER, "auth": {"accessToken": {"role": "write"}}})
         elif parts == ["repos", "create"]:
             self._create(json.loads(body))
-        elif parts[0] == "models" and len(parts) >= 3:
-            self._model("/".join(parts[1:3]), parts[3:], body)
+        elif parts[0] in ("models", "datasets") and len(parts) >= 3:
+            self._repository(parts[0], "/".join(parts[1:3]), parts[3:], body)
         else:
             self._error(404 if self._authorised() else 401, "", f"no such endpoint: {self.path}")
 
@@ -161,13 +163,21 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repo
 
-    def _model(self, repo_id: str, parts: list[str], body: bytes) -> None:
+    def _repository(self, repo_type: str, repo_id: str, parts: list[str], body: bytes) -> None:
         repo = self._visible(repo_id)
         if repo is None:
             return
         action = parts[0] if parts else "info"
         revision = parts[1] if len(parts) > 1 else "main"
-        if self.command == "POST" and not self._authorised():
+        if action == "paths-info":
+            files = repo["trees"].get(repo["branches"].get(revision, revision), {})
+            folders = {"/".join(path.split("/")[:depth]) for path in files for depth in range(1, path.count("/") + 1)}
+            wanted = _wanted_paths(body)
+            self._json(
+                [_entry(path, files[path]) for path in wanted if path in files]
+                + [_folder(path) for path in wanted if path in folders]
+            )
+        elif self.command == "POST" and not self._authorised():
             self._error(403, "", "write access is needed")
         elif action == "branch":
             repo["branches"].setdefault(revision, repo["branches"]["main"])
@@ -195,12 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
             if not found:
                 self._error(404, "EntryNotFound", f"no folder {folder}")
                 return
-            self._json(
-                [
-                    {"type": "file", "path": path, "size": len(content), "oid": _git_hash(content)}
-                    for path, content in sorted(found.items())
-                ]
-            )
+            query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+            is_recursive = repo_type == "models" or query.get("recursive", [""])[0].lower() in ("true", "1")
+            self._json(_entries(found, folder, is_recursive))
         elif action == "refs":
             branches = [
                 {"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha}
@@ -241,7 +248,32 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
             return
         headers = {"ETag": f'"{_git_hash(content)}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+        if "Range" in self.headers and self.command == "GET":
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            start, end = int(first), min(int(last or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+            self._send(206, content[start : end + 1], headers)
+            return
         self._send(200, content, headers, broken=path in self.hub.broken and self.command == "GET")
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": path, "size": len(content), "oid": _git_hash(content)}
+
+
+def _folder(path: str) -> dict[str, Any]:
+    return {"type": "directory", "path": path, "size": 0, "oid": _git_hash(path.encode())}
+
+
+def _entries(found: dict[str, bytes], folder: str, is_recursive: bool) -> list[dict[str, Any]]:
+    inside = {path: content for path, content in found.items() if is_recursive or "/" not in path[len(folder) :]}
+    folders = {folder + path[len(folder) :].partition("/")[0] for path in found if path not in inside}
+    return [_folder(path) for path in sorted(folders)] + [_entry(path, inside[path]) for path in sorted(inside)]
+
+
+def _wanted_paths(body: bytes) -> list[str]:
+    text = body.decode()
+    return json.loads(text)["paths"] if text.startswith("{") else urllib.parse.parse_qs(text).get("paths", [])
 
 
 def _git_hash(content: bytes) -> str:
