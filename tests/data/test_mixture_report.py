@@ -24,10 +24,12 @@ def test_shares(mixture):
     assert shares["big"].probability == pytest.approx(30 / 51)
     assert (shares["small"].factor, shares["big"].factor) == (2.0, 1.0)
     assert shares["small"].share_by_size == 100 / 1001
+    assert [share.share_by_sqrt for share in shares.values()] == pytest.approx([30 / 41, 10 / 41, 1 / 41])
     assert sum(share.draws for share in shares.values()) == 10_000
     drawn = [mixture.draw(number).dataset for number in range(10_000)]
     for name, share in shares.items():
         assert share.draws == drawn.count(name)
+        assert share.share_drawn == drawn.count(name) / 10_000
         assert share.epochs == share.draws / share.rows
     with pytest.raises(ValueError, match="draws is -1"):
         mixture_shares(mixture, -1)
@@ -35,14 +37,21 @@ def test_shares(mixture):
 
 def test_table(mixture):
     table = mixture_table(mixture, 51 * 4096)
-    assert table[0] == ["dataset", "rows", "by size", "factor", "probability", "draws", "epochs"]
-    assert table[2][:5] == ["small", "100", "9.99%", "2", "39.2%"]
+    assert table[0] == ["dataset", "rows", "by size", "by sqrt", "factor", "drawn", "draws", "epochs"]
+    assert table[2][:6] == ["small", "100", "9.99%", "24.4%", "2", "39.2%"]
     assert table[3][-1].replace(",", "").isdigit()
-    assert table[-1] == ["sum", "1,001", "100%", "", "100%", "208,896", ""]
-    assert {len(row) for row in table} == {7}
+    assert table[-1] == ["sum", "1,001", "100%", "100%", "", "100%", "208,896", ""]
+    assert {len(row) for row in table} == {8}
     lines = markdown_table(table).splitlines()
-    assert lines[1] == "| --- |" + " ---: |" * 6
+    assert lines[1] == "| --- |" + " ---: |" * 7
     assert lines[3] == "| " + " | ".join(table[2]) + " |"
+
+
+def test_measured_shares_follow_the_root_of_the_sizes():
+    """Of the paper's sizes, over its whole training: within two hundred-thousandths of all draws."""
+    sizes = {"web": 13_873_136, "caption": 566_747, "okvqa": 9_009, "few": 40}
+    for share in mixture_shares(Mixture(sizes, seed=3), 1_000_000):
+        assert share.share_drawn == pytest.approx(share.share_by_sqrt, abs=2e-5)
 
 
 def test_picture(mixture, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ class DatasetShare:
         factor (`float`): By what its probability was multiplied before all were scaled to sum to 1.
         probability (`float`): Of a draw.
         share_by_size (`float`): What the probability would be without balancing.
+        share_by_sqrt (`float`): What it would be in proportion to the square root of the size, without factors.
         draws (`int`): How many of the draws in question are of it, exactly.
+        share_drawn (`float`): `draws` by all draws, as counted; 0 where there are none.
         epochs (`float`): `draws` by `rows`.
     """
 
@@ -28,7 +31,9 @@ class DatasetShare:
     factor: float
     probability: float
     share_by_size: float
+    share_by_sqrt: float
     draws: int
+    share_drawn: float
     epochs: float
 
 
@@ -42,6 +47,7 @@ def mixture_shares(mixture: Mixture, draws: int) -> list[DatasetShare]:
         raise ValueError(f"draws is {draws}; it must be at least 0")
     counts, probabilities = mixture.counts(draws), mixture.probabilities
     total = sum(mixture.sizes.values())
+    roots = sum(math.sqrt(rows) for rows in mixture.sizes.values())
     return [
         DatasetShare(
             dataset=name,
@@ -49,7 +55,9 @@ def mixture_shares(mixture: Mixture, draws: int) -> list[DatasetShare]:
             factor=mixture.factors.get(name, 1.0),
             probability=probabilities[name],
             share_by_size=rows / total,
+            share_by_sqrt=math.sqrt(rows) / roots,
             draws=counts[name],
+            share_drawn=counts[name] / draws if draws else 0.0,
             epochs=counts[name] / rows,
         )
         for name, rows in mixture.sizes.items()
@@ -59,20 +67,21 @@ def mixture_shares(mixture: Mixture, draws: int) -> list[DatasetShare]:
 def mixture_table(mixture: Mixture, draws: int) -> list[list[str]]:
     """`mixture_shares` as cells of a table: a row of headings, one for each dataset and one of sums."""
     shares = mixture_shares(mixture, draws)
-    table = [["dataset", "rows", "by size", "factor", "probability", "draws", "epochs"]]
+    table = [["dataset", "rows", "by size", "by sqrt", "factor", "drawn", "draws", "epochs"]]
     for share in shares:
         table.append(
             [
                 share.dataset,
                 f"{share.rows:,}",
                 _percent(share.share_by_size),
+                _percent(share.share_by_sqrt),
                 f"{share.factor:g}",
-                _percent(share.probability),
+                _percent(share.share_drawn),
                 f"{share.draws:,}",
                 f"{share.epochs:.3g}" if share.epochs < 1000 else f"{share.epochs:,.0f}",
             ]
         )
-    table.append(["sum", f"{sum(mixture.sizes.values()):,}", "100%", "", "100%", f"{draws:,}", ""])
+    table.append(["sum", f"{sum(mixture.sizes.values()):,}", "100%", "100%", "", "100%", f"{draws:,}", ""])
     return table
 
 
@@ -83,7 +92,7 @@ def markdown_table(table: Sequence[Sequence[str]]) -> str:
 
 
 def plot_mixture(mixture: Mixture, draws: int, path: str | Path) -> None:
-    """Draws a mixture into a picture: probabilities beside shares by size, and epochs after `draws` draws.
+    """Draws a mixture into a picture: shares of `draws` draws beside those by size and by its square root, and epochs.
 
     Args:
         mixture (`Mixture`): What to draw.
@@ -105,7 +114,15 @@ def plot_mixture(mixture: Mixture, draws: int, path: str | Path) -> None:
     # Without pyplot, which keeps figures and picks a window system.
     figure = Figure(figsize=(9, 1.4 + 0.32 * len(shares)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    left.barh(places, [100 * share.probability for share in shares], color="#4477aa", label="drawn")
+    left.barh(places, [100 * share.share_drawn for share in shares], color="#4477aa", label="drawn")
+    left.plot(
+        [100 * share.share_by_sqrt for share in shares],
+        places,
+        "D",
+        color="#ee6677",
+        ms=5,
+        label="by square root of size",
+    )
     left.plot(
         [100 * share.share_by_size for share in shares], places, "|", color="black", ms=12, mew=2, label="by size"
     )
