@@ -40,6 +40,8 @@ def run_features(
         print(
             f"images      {plan.images:,} in {plan.rows:,} rows, {plan.images - len(plan.missing):,} of them are there"
         )
+        if plan.bad_rows:
+            print(f"bad rows    {plan.bad_rows:,} are left out")
         print(f"an image    {shape} {store.facts['dtype']}, {plan.entry_bytes:,} bytes")
         print(
             f"to compute  {len(plan.missing):,}, which need {_size(plan.missing_bytes)}; free are {_size(plan.free_bytes)}"

@@ -8,7 +8,7 @@ class TrainingError(RuntimeError):
 
 
 class SavingError(TrainingError):
-    """A checkpoint or the trained model could not be written."""
+    """A checkpoint, the trained model or features of images could not be written."""
 
 
 class BadRowsError(TrainingError, ValueError):

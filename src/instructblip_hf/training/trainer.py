@@ -29,6 +29,7 @@ from .adapter_trainer import AdapterTrainer
 from .adapters import base_of
 from .arguments import OptimizationArguments
 from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator, losses_of_labels
+from .errors import SavingError
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .guards import GuardedTrainer
 from .image_features import ImageFeatures
@@ -254,7 +255,10 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         if self.image_features is None:
             return inputs
         is_sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-        return self.image_features.complete(inputs, is_sharded, share_images=self.args.n_gpu <= 1)
+        try:
+            return self.image_features.complete(inputs, is_sharded, share_images=self.args.n_gpu <= 1)
+        except OSError as error:
+            raise SavingError(error.strerror or str(error)) from error
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's loader; of a stream one that accelerate does not divide between processes a second time."""

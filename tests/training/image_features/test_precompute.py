@@ -150,6 +150,26 @@ def test_what_cannot_be_computed_before_is_told(checkpoint, pictures):
         run.compute(run.plan())
 
 
+def test_as_many_bad_rows_are_left_out_as_the_training_leaves_out(checkpoint, pictures):
+    path = write_recipe(pictures, checkpoint, {"train": "rows.jsonl", "image_features": "kept"})
+    run = FeatureRun(load_recipe(path, ["data.skip_bad_rows=1"]))
+    Path("2.png").write_bytes(b"no image")
+    assert run.compute(run.plan()) == 2
+    Path("1.png").unlink()
+    plan = run.plan()
+    assert (plan.rows, plan.bad_rows, len(plan.missing)) == (6, 1, 1)
+    Path("0.png").unlink()
+    with pytest.raises(ValueError, match=r"[01]\.png.*2 such rows; data\.skip_bad_rows allows 1"):
+        run.plan()
+
+
+def test_streams_are_left_to_the_training(checkpoint, pictures, monkeypatch):
+    monkeypatch.setattr("instructblip_hf.training.image_features.precompute.open_dataset", lambda *_: iter(()))
+    path = write_recipe(pictures, checkpoint, {"train": "rows.jsonl", "image_features": "kept"})
+    with pytest.raises(ValueError, match="is a stream"):
+        FeatureRun(load_recipe(path))
+
+
 SCRIPT = """
 import json, sys
 import torch

@@ -1,7 +1,9 @@
 """Training with kept features against the slow path: the same losses and weights, whether features are there or not."""
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import AutoModel, CLIPVisionConfig, TrainingArguments
 
 from instructblip_hf.data.sources.shapes_world import ShapesWorld
 from instructblip_hf.training import FreezingPolicy, RecipeError, VisionLanguageTrainer, load_recipe, prepare_run
+from instructblip_hf.training.errors import SavingError
 from instructblip_hf.training.image_features import FrozenTower, ImageFeatures
 from instructblip_hf.training.image_features.batches import MISSING_KEYS
 from official_formats import write_dataset
@@ -168,6 +171,15 @@ def test_damaged_features_are_computed_anew(tmp_path, caplog):
     model = tiny_model()
     store = ImageFeatures(model, tiny_processor().image_processor, folder).store
     assert all(store.get(file.stem) is not None for file in files)
+
+
+def test_a_full_disk_stops_the_training_with_a_clear_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SavingError, match="^cannot write image features into .*No space left on device; free some"):
+        train(tmp_path, tmp_path / "features")
 
 
 def test_other_weights_precision_or_pixels_do_not_hit(tmp_path):

@@ -46,6 +46,7 @@ class FeaturePlan:
 
     Attributes:
         rows (`int`): Different rows that will be drawn.
+        bad_rows (`int`): Rows that could not be read, up to ``data.skip_bad_rows``.
         images (`int`): Different images in them.
         missing (`dict[str, _Place]`): Keys of those without features, with a place of each.
         shape (`tuple[int, ...]`): Of the features of an image.
@@ -54,6 +55,7 @@ class FeaturePlan:
     """
 
     rows: int
+    bad_rows: int
     images: int
     missing: dict[str, _Place]
     shape: tuple[int, ...]
@@ -106,6 +108,7 @@ class FeatureRun:
                 )
         model, processor = model_of(recipe, args)
         self.features: ImageFeatures = open_image_features(recipe, model, processor, args)
+        self._allowed = recipe.data.skip_bad_rows
         self.features.tower.check_frozen(apply_freezing(model, recipe.freezing).frozen_dropout)
         self.features.tower.module.to(args.device)
 
@@ -117,7 +120,7 @@ class FeatureRun:
                 removed.
 
         Raises:
-            ValueError: If a row cannot be read, naming it.
+            ValueError: If more rows cannot be read than ``data.skip_bad_rows`` allows, naming the first.
         """
         reader = self.features.reader
         for dataset in self._datasets:
@@ -125,14 +128,21 @@ class FeatureRun:
         rows = [(index, row) for index, dataset in enumerate(self._datasets) for row in _rows_drawn(dataset)]
         scan = _Scan(self._datasets, rows[self.args.process_index :: self.args.world_size], reader, check)
         own: dict[str, tuple[bool, _Place]] = {}
+        problems: list[str] = []
         for found in self._progress(DataLoader(scan, batch_size=None, num_workers=self._workers), "rows"):
+            if isinstance(found, str):
+                problems = self._with_problem(problems, found)
+                continue
             for key, is_there, place in found:
                 own.setdefault(key, (is_there, _Place(*place)))
+        problems = gather_object(problems)
+        self._check_problems(problems)
         images: dict[str, tuple[bool, _Place]] = dict(gather_object(list(own.items())))
         missing = {key: place for key, (is_there, place) in images.items() if not is_there}
         shape = self.features.store.shape or self._shape()
         return FeaturePlan(
             rows=len(rows),
+            bad_rows=len(problems),
             images=len(images),
             missing=dict(sorted(missing.items(), key=lambda item: item[1])),
             shape=shape,
@@ -151,7 +161,7 @@ class FeatureRun:
             `int`: Images that all processes have computed.
 
         Raises:
-            ValueError: If an image cannot be read.
+            ValueError: If more images cannot be decoded than ``data.skip_bad_rows`` allows, naming the first.
             OSError: If features cannot be written, as on a full disk. Those that were written are whole.
         """
         if self.args.process_index == 0:
@@ -160,10 +170,25 @@ class FeatureRun:
         pixels = _Pixels(self._datasets, own, self.features.reader)
         loader: Any = DataLoader(pixels, batch_size, num_workers=self._workers, collate_fn=pixels.batch)
         with tqdm(total=len(own), unit="image", disable=self._is_silent) as progress:
-            for keys, values in loader:
-                self.features.compute(keys, values)
-                progress.update(len(keys))
-        return sum(gather_object([len(own)]))
+            problems: list[str] = []
+            for keys, values, bad in loader:
+                for problem in bad:
+                    problems = self._with_problem(problems, problem)
+                if values is not None:
+                    self.features.compute(keys, values)
+                progress.update(len(keys) + len(bad))
+        return sum(gather_object([len(own) - len(problems)]))
+
+    def _with_problem(self, problems: list[str], problem: str) -> list[str]:
+        problems = [*problems, problem]
+        self._check_problems(problems)
+        return problems
+
+    def _check_problems(self, problems: Sequence[str]) -> None:
+        if len(problems) <= self._allowed:
+            return
+        more = f" ({len(problems)} such rows; data.skip_bad_rows allows {self._allowed})" if self._allowed else ""
+        raise ValueError(problems[0] + more)
 
     @property
     def _workers(self) -> int:
@@ -213,12 +238,17 @@ class _Scan(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> list[tuple[str, bool, _Place]]:
+    def __getitem__(self, index: int) -> list[tuple[str, bool, _Place]] | str:
+        """What a row holds, or what is wrong with it."""
         store = self.reader.store
         dataset, row = self.rows[index]
+        try:
+            contents = [self.reader.content(source) for source in _images_of(self.datasets[dataset][row])]
+        except (ValueError, OSError) as error:
+            return str(error)
         found = []
-        for place, source in enumerate(_images_of(self.datasets[dataset][row])):
-            key = store.key(self.reader.content(source).digest)
+        for place, content in enumerate(contents):
+            key = store.key(content.digest)
             is_there = key in store and (not self.check or store.get(key) is not None)
             found.append((key, is_there, _Place(dataset, row, place)))
         return found
@@ -233,15 +263,23 @@ class _Pixels(Dataset):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> tuple[str, Any]:
+    def __getitem__(self, index: int) -> tuple[str, Any] | str:
+        """Key and image, or what is wrong with it."""
         _, (dataset, row, image) = self.places[index]
-        content = self.reader.content(_images_of(self.datasets[dataset][row])[image])
-        # The image may have changed since it was looked at: what counts is what is decoded now.
-        return self.reader.store.key(content.digest), content.load()
+        try:
+            content = self.reader.content(_images_of(self.datasets[dataset][row])[image])
+            # The image may have changed since it was looked at: what counts is what is decoded now.
+            return self.reader.store.key(content.digest), content.load()
+        except (ValueError, OSError) as error:
+            return str(error)
 
-    def batch(self, items: Sequence[tuple[str, Any]]) -> tuple[list[str], torch.Tensor]:
-        values = self.reader.image_processor([image for _, image in items], return_tensors="pt")["pixel_values"]
-        return [key for key, _ in items], values
+    def batch(self, items: Sequence[tuple[str, Any] | str]) -> tuple[list[str], torch.Tensor | None, list[str]]:
+        """Keys and pixels of what could be read, and what is wrong with the others."""
+        read = [item for item in items if not isinstance(item, str)]
+        values = None
+        if read:
+            values = self.reader.image_processor([image for _, image in read], return_tensors="pt")["pixel_values"]
+        return [key for key, _ in read], values, [item for item in items if isinstance(item, str)]
 
 
 def _existing(folder: Path) -> Path:
