@@ -26,6 +26,7 @@ class HubServer:
         self.lfs: dict[str, bytes] = {}
         self.broken: set[str] = set()
         self.requests: list[str] = []
+        self.is_gone = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -34,6 +35,8 @@ class HubServer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        # Connections that clients keep alive have threads of their own.
+        self.is_gone = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -85,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._route()
 
     def _route(self) -> None:
+        if self.hub.is_gone:
+            self.close_connection = True
+            return
         self.hub.requests.append(f"{self.command} {self.path}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urllib.parse.urlsplit(self.path)

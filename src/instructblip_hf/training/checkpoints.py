@@ -30,6 +30,7 @@ MANIFEST = "checkpoint_files.json"
 SAVING = "_saving-"
 DELETING = "_deleting-"
 REPLACED = "_replaced-"
+PUSHING = "_pushing-"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"
 _WEIGHTS = re.compile(r"(adapter_)?(pytorch_)?model.*\.(safetensors|bin)")
@@ -124,7 +125,7 @@ def recover(folder: str | Path) -> None:
             else:
                 # Killed between the two renames of `publish`.
                 child.rename(original)
-        elif child.name.startswith((SAVING, DELETING)):
+        elif child.name.startswith((SAVING, DELETING, PUSHING)):
             logger.info("removing %s, which a killed run left behind", child)
             shutil.rmtree(child, ignore_errors=True)
 

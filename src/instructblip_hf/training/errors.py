@@ -19,4 +19,8 @@ class NonFiniteError(TrainingError):
     """Loss or gradient is infinite or not a number; no step was taken with it, and nothing saved."""
 
 
-__all__ = ["BadRowsError", "NonFiniteError", "SavingError", "TrainingError"]
+class PushError(TrainingError):
+    """The trained model could not be pushed to the Hub; it is whole on the disk."""
+
+
+__all__ = ["BadRowsError", "NonFiniteError", "PushError", "SavingError", "TrainingError"]

@@ -42,6 +42,11 @@ class GuardedTrainer(SafeSavingTrainer):
         self.bad_rows = BadRows(skip_bad_rows)
         self._step_rows: list[list[int]] = []
         self._step_loss: torch.Tensor | None = None
+        if skip_bad_rows and not _has_row_numbers(kwargs.get("train_dataset")):
+            raise ValueError(
+                f"skip_bad_rows is {skip_bad_rows}; unreadable rows are left out of data with row numbers alone, not of "
+                "streams"
+            )
         super().__init__(*args, **kwargs)
         # Would hide what is looked for here.
         self.args.logging_nan_inf_filter = False
@@ -72,7 +77,7 @@ class GuardedTrainer(SafeSavingTrainer):
         dataloader_key: str | None = None,
     ) -> DataLoader:
         collator, read = self.data_collator, dataset
-        if hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset):
+        if _has_row_numbers(dataset):
             if is_training:
                 read = ReadRows(dataset, self.bad_rows.allowed)
                 self.data_collator = ReadRowsCollator(collator, dataset)
@@ -165,6 +170,10 @@ class GuardedTrainer(SafeSavingTrainer):
         with self.compute_loss_context_manager():
             loss: Any = self.compute_loss(whole, inputs)
         return math.isfinite(float(loss))
+
+
+def _has_row_numbers(dataset: Any) -> bool:
+    return hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
 
 
 def _number(value: Any) -> float:

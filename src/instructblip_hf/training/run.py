@@ -29,6 +29,7 @@ from .initialization import reinitialize
 from .mixture import MixtureArguments, check_same_mixture, open_mixture
 from .mixture_parts import open_shapes_world
 from .precision import cast_frozen
+from .pushing import check_push
 from .quantization import keep_weights_as_loaded, quantization_config
 from .recipe import Recipe
 from .trainer import VisionLanguageTrainer, draws_per_step, mixture_fingerprint
@@ -73,7 +74,12 @@ class RecipeRun:
         if self.checkpoint is not None and checkpoints.step_of(Path(self.checkpoint)) == outcome.global_step:
             # Trained to the end before, so that nothing is known of the loss but what was logged then.
             outcome.metrics.pop("train_loss")
-        self.trainer.save_model()
+        pushes, self.trainer.args.push_to_hub = self.trainer.args.push_to_hub, False
+        try:
+            # Pushed once, with its card.
+            self.trainer.save_model()
+        finally:
+            self.trainer.args.push_to_hub = pushes
         self.trainer.save_state()
         self.trainer.save_metrics("train", outcome.metrics, combined=False)
         eval_metrics: dict[str, float] = {}
@@ -85,6 +91,8 @@ class RecipeRun:
             finetuned_from=self.recipe.base_model,
             command=f"instructblip train {self.recipe.path.name}",
         )
+        if pushes:
+            self.trainer.push_output()
         return TrainingResult(self.output_dir, outcome.metrics, eval_metrics)
 
     def _describe_data(self) -> str:
@@ -137,6 +145,7 @@ def prepare_run(
     """
     folder = Path(output_dir) if output_dir is not None else recipe.output_dir
     args = recipe.training_arguments(folder)
+    check_push(args)
     with args.main_process_first(local=False):
         checkpoint = _starting_point(folder, resume, tidy=args.local_process_index == 0)
     draws = args.max_steps * draws_per_step(args)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from . import checkpoints
 from .errors import SavingError
+from .pushing import PushingTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ STAGED_MODEL = checkpoints.SAVING + "model"
 """Folder, inside of the output folder, that the final model is written into before its files are moved out."""
 
 
-class SafeSavingTrainer(Trainer):
+class SafeSavingTrainer(PushingTrainer):
     """A Trainer whose checkpoints are whole or absent, and which goes on from the newest whole one."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

@@ -359,13 +359,15 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         policy saves adapters, both hold an adapter in place of the whole model, see `save_adapter`.
         """
         model: Any = self.model
-        if _internal_call or self.saves_adapter or not has_lora(model):
+        # Trainer's push_to_hub saves the trained model by an internal call as well, to no other folder.
+        is_checkpoint = _internal_call and output_dir is not None
+        if is_checkpoint or self.saves_adapter or not has_lora(model):
             super().save_model(output_dir, _internal_call=_internal_call)
             return
         folder = output_dir if output_dir is not None else self.args.output_dir
         if self.args.should_save:
             self._save(folder, state_dict=merged_state_dict(model))
-        if self.args.push_to_hub:
+        if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _model_bytes(self) -> int:
