@@ -195,6 +195,15 @@ def test_a_negative_number_is_refused():
         BadRows(-1)
 
 
+def test_streams_have_no_rows_to_leave_out(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([Rows(1)[0]])
+
+    with pytest.raises(ValueError, match="skip_bad_rows is 2; .* not of streams"):
+        trainer_of(tmp_path, Stream(), skip_bad_rows=2)
+
+
 @pytest.fixture
 def recipe(tmp_path):
     """A recipe whose files are all there when it is checked."""

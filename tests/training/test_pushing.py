@@ -7,11 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 from PIL import Image
+from transformers import TrainingArguments
 
 from hub_server import USER, HubServer
-from tiny_shapes import save_tiny_checkpoint
+from instructblip_hf import InstructBlipForConditionalGeneration
+from instructblip_hf.training import VisionLanguageTrainer
+from tiny_shapes import save_tiny_checkpoint, tiny_model, tiny_processor
 
 
 SCRIPT = """
@@ -122,3 +126,17 @@ def test_push_to_hub(tmp_path):
         in said["network gone"]
     )
     assert {"model.safetensors", "README.md", "eval_results.json"} <= {path.name for path in Path(kept).iterdir()}
+
+
+def test_what_trainer_pushes_has_lora_merged(tmp_path):
+    pytest.importorskip("peft")
+    trainer = VisionLanguageTrainer(
+        tiny_model(),
+        TrainingArguments(str(tmp_path), report_to="none", use_cpu=True),
+        processing_class=tiny_processor(),
+        freezing={"language_model": "lora"},
+    )
+    # As Trainer's push_to_hub does.
+    trainer.save_model(_internal_call=True)
+    loaded = InstructBlipForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.state_dict().keys() == tiny_model().state_dict().keys()
