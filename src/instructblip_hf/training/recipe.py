@@ -81,8 +81,13 @@ class Recipe:
         return path.name if path.parent == bundled_checkpoint().parent else None
 
     def training_arguments(self, output_dir: str | Path | None = None) -> TrainingArguments:
-        """The ``training`` section as transformers' arguments, writing to `output_dir`."""
-        return _training_arguments({**self.training, "output_dir": str(output_dir or self.output_dir)})
+        """The ``training`` section as transformers' arguments, writing to `output_dir`.
+
+        Trackers get the folder's name as ``run_name`` if the recipe has none, so that a resumed run and the evaluation
+        at its end go where the run began.
+        """
+        folder = Path(output_dir or self.output_dir)
+        return _training_arguments({"run_name": folder.resolve().name, **self.training, "output_dir": str(folder)})
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: bool = True) -> Recipe:
