@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,12 +129,23 @@ def train(
     print_only: Annotated[
         bool, typer.Option("--print", help="Show the recipe, what it extends and --set merged into it, and leave.")
     ] = False,
+    launch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONFIG", help="On several processes: ddp, fsdp2, zero2, zero3, or a file of accelerate's."
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="How many processes --launch starts; one a GPU by default.")
+    ] = None,
 ) -> None:
     """Train what a recipe says."""
-    from .train import print_recipe, run_train, show_recipes
+    from .train import launch_train, print_recipe, run_train, show_recipes
 
     if list_recipes:
         show_recipes()
+    elif launch is not None or processes is not None:
+        launch_train(launch, processes, sys.argv[1:])
     elif print_only:
         print_recipe(recipe, changes or [])
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import fail, training_errors, user_errors
@@ -40,6 +42,37 @@ def _given(recipe: str | None) -> str:
     return recipe
 
 
+def launch_train(config: str | None, processes: int | None, arguments: Sequence[str]) -> None:
+    """Starts the same command on several processes with accelerate, and becomes it.
+
+    Args:
+        config (`str`, *optional*): A shipped configuration of accelerate, or a file; needed.
+        processes (`int`, *optional*): How many; one a GPU by default.
+        arguments (`Sequence[str]`): All of the command line, ``train`` first.
+    """
+    from ..training.launch import launch_command, launch_configs
+
+    if config is None:
+        fail(f"--processes goes with --launch, which takes {', '.join(launch_configs())} or a file of accelerate's")
+    with user_errors():
+        command = launch_command(config, processes, _without_launch(arguments))
+    print(shlex.join(command), flush=True)
+    os.execv(command[0], command)
+
+
+def _without_launch(arguments: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    is_value = False
+    for argument in arguments:
+        if is_value:
+            is_value = False
+        elif argument in ("--launch", "--processes"):
+            is_value = True
+        elif not argument.startswith(("--launch=", "--processes=")):
+            kept.append(argument)
+    return kept
+
+
 def run_train(
     recipe: str | None,
     changes: Sequence[str],
@@ -62,21 +95,27 @@ def run_train(
         from ..training.run import prepare_run
 
         run = prepare_run(checked, output, resume)
-    print(f"recipe {checked.path}\noutput {run.output_dir}")
+    # Of several processes one speaks.
+    say: Callable[..., None] = print if run.trainer.is_world_process_zero() else _say_nothing
+    say(f"recipe {checked.path}\noutput {run.output_dir}")
     if run.checkpoint is not None:
-        print(f"going on from {run.checkpoint}")
+        say(f"going on from {run.checkpoint}")
     elif resume:
-        print("no checkpoint there yet, starting from the beginning")
-    print(f"\n{run.trainer.freezing_report}\n", flush=True)
+        say("no checkpoint there yet, starting from the beginning")
+    say(f"\n{run.trainer.freezing_report}\n", flush=True)
     with training_errors():
         result = run.run()
-    print()
+    say()
     if "train_loss" in result.train_metrics:
-        print(f"train loss {result.train_metrics['train_loss']:.4f}")
+        say(f"train loss {result.train_metrics['train_loss']:.4f}")
     if result.eval_metrics:
-        print(f"eval loss  {result.eval_metrics['eval_loss']:.4f}")
+        say(f"eval loss  {result.eval_metrics['eval_loss']:.4f}")
     left_out = run.trainer.bad_rows.summary()
     if left_out is not None:
-        print(f"bad rows   {left_out}")
-    print(f"saved to   {result.output_dir}")
-    print(f'try it:    instructblip ask IMAGE "question" --model {result.output_dir}')
+        say(f"bad rows   {left_out}")
+    say(f"saved to   {result.output_dir}")
+    say(f'try it:    instructblip ask IMAGE "question" --model {result.output_dir}')
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """In the place of `print`."""
