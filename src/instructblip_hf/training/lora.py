@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
+
+
+CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
+"""What FSDP's activation checkpointing puts into the names of modules, but not into those of weights."""
 
 
 def has_lora(model: nn.Module) -> bool:
@@ -11,11 +18,15 @@ def has_lora(model: nn.Module) -> bool:
     return any(hasattr(module, "lora_A") and hasattr(module, "get_delta_weight") for module in model.modules())
 
 
-def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+def merged_state_dict(
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
     """The model's weights under their original names, with every LoRA update added. The model is not changed.
 
     Args:
         model (`nn.Module`): A model with LoRA layers injected by `apply_freezing`.
+        state_dict (`Mapping[str, torch.Tensor]`, *optional*):
+            Its weights where they are spread over processes and had to be gathered; empty where they went to another.
 
     Returns:
         `dict[str, torch.Tensor]`: What `model.state_dict()` would hold had the merged weights been trained directly.
@@ -24,8 +35,13 @@ def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
         ValueError: If an update sits on quantised weights, which cannot be merged without losing precision.
     """
     merged = {}
-    adapters = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
-    for name, tensor in model.state_dict().items():
+    adapters: dict[str, Any] = {
+        name.replace(CHECKPOINT_WRAPPER, ""): module
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    state = model.state_dict() if state_dict is None else state_dict
+    for name, tensor in state.items():
         owner = next((a for a in _prefixes(name) if a in adapters), None)
         if owner is None:
             merged[name] = tensor
@@ -38,7 +54,9 @@ def merged_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
                 raise ValueError(f"{owner} has quantised weights ({tensor.dtype}); load it unquantised to merge LoRA")
             layer = adapters[owner]
             for adapter in layer.active_adapters:
-                tensor = tensor + layer.get_delta_weight(adapter).to(tensor.dtype)
+                # In float32, as PEFT computes it on a CPU.
+                down, up = (state[f"{owner}.{part}.{adapter}.weight"].float() for part in ("lora_A", "lora_B"))
+                tensor = tensor + (up @ down * layer.scaling[adapter]).to(tensor.dtype)
         merged[f"{owner}.{rest.removeprefix('base_layer.')}"] = tensor
     return merged
 

@@ -32,6 +32,7 @@ from .precision import cast_frozen
 from .pushing import check_push
 from .quantization import keep_weights_as_loaded, quantization_config
 from .recipe import Recipe
+from .sharding import whole_weights
 from .trainer import VisionLanguageTrainer, draws_per_step, mixture_fingerprint
 
 
@@ -200,7 +201,8 @@ def model_of(
         ImportError, OSError, ValueError: As `load_model` and `cast_frozen` raise them.
     """
     compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-    model, processor = load_model(recipe.model, compute_dtype)
+    with whole_weights(args):
+        model, processor = load_model(recipe.model, compute_dtype)
     if recipe.model.frozen_dtype is not None:
         cast_frozen(model, recipe.freezing, getattr(torch, recipe.model.frozen_dtype))
     return model, processor

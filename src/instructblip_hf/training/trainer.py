@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture, trained_steps
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
 from .quantization import is_quantized
+from .sharding import autocast_of, check_whole, gather_in_own_dtypes, share_tied_copies, share_tied_embeddings
 from .streams import POSITION, StreamPositions, stream_loader
 
 
@@ -131,6 +133,7 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
     ) -> None:
         if args is None:
             args = TrainingArguments()
+        check_whole(model)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("processing_class is missing: give the model's processor, or a data_collator")
@@ -206,6 +209,9 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         self._stream_positions = StreamPositions(args)
         if isinstance(train_dataset, MixtureDataset | StreamMixture):
             self.add_callback(MixtureState(mixture_fingerprint(train_dataset.mixture, args), draws_per_step(args)))
+        if self.is_fsdp_enabled:
+            share_tied_embeddings(model)
+            gather_in_own_dtypes(self.accelerator.state.fsdp_plugin)
         # Trainer writes its own use_cache into the configuration, which would be published with the weights.
         if configured_use_cache is None:
             config.__dict__.pop("use_cache", None)
@@ -272,6 +278,12 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         if isinstance(self.train_dataset, StreamMixture):
             self._stream_positions.save(output_dir)
 
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Trainer's, with autocast where accelerate leaves it out."""
+        stack: ExitStack = super().compute_loss_context_manager()
+        stack.enter_context(autocast_of(self.accelerator))
+        return stack
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -287,6 +299,9 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         datasets, labels = inputs.pop(DATASET_INDEX, None), inputs.get("labels")
         if self._logits_at_labels and labels is not None and (model.training or not self._predicting):
             inputs = {**inputs, "logits_at_labels": True}
+        if not model.training:
+            # Trainer divides by the tokens of all processes, and then leaves out rows that fill up the last batches.
+            num_items_in_batch = None
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if datasets is not None and labels is not None:
             config: Any = self.accelerator.unwrap_model(model).config
@@ -365,10 +380,19 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
             super().save_model(output_dir, _internal_call=_internal_call)
             return
         folder = output_dir if output_dir is not None else self.args.output_dir
-        if self.args.should_save:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # All processes hand in their parts; the first one gets the whole.
+            gathered = self.accelerator.get_state_dict(self.model_wrapped)
+            self._save(folder, state_dict=merged_state_dict(self.accelerator.unwrap_model(model), gathered))
+        elif self.args.should_save:
             self._save(folder, state_dict=merged_state_dict(model))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and state_dict is not None:
+            share_tied_copies(self.accelerator.unwrap_model(self.model), state_dict)
+        super()._save(output_dir, state_dict)
 
     def _model_bytes(self) -> int:
         if not self.saves_adapter:

@@ -420,6 +420,9 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
             kwargs["output_hidden_states"] = output_hidden_states
         if output_attentions is not None:
             kwargs["output_attentions"] = output_attentions
+        if self.training and labels is not None:
+            # FSDP's activation checkpointing runs a layer a second time, over the cache that the first one filled.
+            kwargs.setdefault("use_cache", False)
         loss, language_model_outputs, label_losses = run_language_model(
             self.language_model,
             self.config.is_encoder_decoder,
