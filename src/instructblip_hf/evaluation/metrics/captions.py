@@ -5,7 +5,7 @@ Sources: CIDEr-D (Vedantam et al. 2015, https://arxiv.org/abs/1411.5726), BLEU (
 
 - CIDEr: document frequencies come from the references of the images scored, so a score depends on which images are
   scored together, and is 0 for one image alone. Counts of the caption are clipped to the reference's, the penalty for
-  length (sigma 6) compares numbers of *bigrams*, and the result is ten times the mean over 1- to 4-grams: 1.2 is what
+  a difference in length has sigma 6, and the result is ten times the mean over 1- to 4-grams: 1.2 is what
   papers print as 120.
 - BLEU: over the whole corpus, the reference closest in length for the penalty (the shorter of two), and tiny constants
   in place of zero counts, so that BLEU-4 without a common 4-gram is near 0, not 0.
@@ -96,8 +96,9 @@ def cider_scores(candidates: Sequence[Tokens], references: Sequence[Sequence[Tok
     cosine = np.zeros(len(image_of))
     for text, ngram in _ngram_places(texts):
         cosine += _clipped_cosine(text, ngram, image_of, images) / _ORDERS
-    bigrams = np.array([max(0, len(tokens) - 1) for tokens in texts])
-    difference = bigrams[:images][image_of] - bigrams[images:]
+    lengths = np.array([len(tokens) for tokens in texts])
+    # COCO compares numbers of bigrams: the same but for an empty text, whose cosine is 0.
+    difference = lengths[:images][image_of] - lengths[images:]
     similarity = cosine * np.exp(-(difference**2) / (2 * _CIDER_SIGMA**2))  # [references]
     return (10 * np.bincount(image_of, similarity, images) / np.bincount(image_of, minlength=images)).tolist()
 
