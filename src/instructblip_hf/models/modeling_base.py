@@ -8,6 +8,7 @@ into the prompt, generation by the language model, and handing embedding and dev
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from .base_model_view import BaseModelView
 from .language_models.adapter import build_language_model
+from .ranking import RankingOutput, rank_continuations
 
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -315,6 +317,54 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             return outputs[:, prompt_length:]
         outputs.sequences = outputs.sequences[:, prompt_length:]
         return outputs
+
+    # --- ranking --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rank_candidates(
+        self,
+        candidates: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]],
+        attention_mask: torch.Tensor | None = None,
+        length_penalty: float = 0.0,
+        top_k: int | None = None,
+        chunk_size: int = 128,
+        **inputs: Any,
+    ) -> RankingOutput:
+        """Vocabulary ranking: candidates in the order of their likelihood as the answer (InstructBLIP, section 2.4).
+
+        Image and prompt are read once for all candidates, and beginnings that candidates share once.
+
+        Args:
+            candidates (`list[list[int]]` or `list[list[list[int]]]`):
+                Token ids of each candidate, the same for all samples, or such a list for each sample; see
+                ``processor.encode_candidates``.
+            attention_mask (`torch.Tensor`, *optional*): Shape (batch, tokens); padding may stand on either side.
+            length_penalty (`float`, *optional*, defaults to 0.0):
+                The sum of log-probabilities is divided by the number of tokens to this power: 0 for the sum, LAVIS's
+                order, 1 for the mean.
+            top_k (`int`, *optional*): Only so many of the best are wanted; the rest is left out where it is safe.
+            chunk_size (`int`, *optional*, defaults to 128):
+                Most tokens of candidates a sample that are read at once, which bounds the memory.
+            inputs: The prompt, as the processor makes it: ``pixel_values``, ``input_ids``, ...
+
+        Returns:
+            [`RankingOutput`]: ``scores`` (batch, candidates) and ``order``, best first.
+
+        Raises:
+            ValueError: For candidates or inputs that do not fit.
+        """
+        model: Any = self
+        _, inputs_embeds = model.embed_prompt(**inputs)
+        return rank_continuations(
+            self.language_model,
+            self.config.is_encoder_decoder,
+            inputs_embeds,
+            attention_mask,
+            candidates,
+            length_penalty,
+            top_k,
+            chunk_size,
+        )
 
 
 __all__ = ["StrictLoadingMixin", "VisionLanguageModel"]

@@ -19,7 +19,7 @@ from ..utils.images import is_single_image, load_image, sample_frames
 from ..utils.same_images import distinct_images, source_key
 from .chat import RenderedInstructions, fill_images, instruction_of, normalize_conversation
 from .prompt_tokens import encode_texts, pad_rows, truncate_row
-from .training_rows import encode_training_rows
+from .training_rows import encode_answer, encode_target, encode_training_rows
 
 
 # A tokenizer without a limit of its own says so with a very large one.
@@ -375,6 +375,52 @@ class VisionLanguageProcessor(ProcessorMixin):
         begins = bool(added[0]) and ids[0] == self.tokenizer.bos_token_id
         ends = bool(added[-1]) and ids[-1] == self.tokenizer.eos_token_id
         return self.tokenizer.bos_token if begins else "", self.tokenizer.eos_token if ends else ""
+
+    # --- ranking --------------------------------------------------------------------------------------------------
+
+    def encode_candidates(
+        self,
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        is_encoder_decoder: bool = False,
+        add_end_token: bool | None = None,
+        add_prefix_space: bool = True,
+    ) -> list[Any]:
+        """Token ids of candidates for ``model.rank_candidates``, as training encodes answers.
+
+        Args:
+            candidates (`list[str]` or `list[list[str]]`): Candidates for all samples, or a list for each sample.
+            is_encoder_decoder (`bool`, *optional*, defaults to `False`):
+                Whether the language model is sequence-to-sequence, as ``model.config.is_encoder_decoder`` says.
+            add_end_token (`bool`, *optional*):
+                Whether the end token is part of a candidate. By default of a sequence-to-sequence model's, as in LAVIS.
+            add_prefix_space (`bool`, *optional*, defaults to `True`):
+                Whether a space parts prompt and candidate; not for prompts that end with one. Tokenizers that mark the
+                beginnings of words by themselves do so either way.
+
+        Returns:
+            `list[list[int]]`, or `list[list[list[int]]]` for lists for each sample.
+
+        Raises:
+            ValueError: If there is no candidate, or one is empty or no text.
+        """
+        if isinstance(candidates, str) or not len(candidates):
+            raise ValueError(f"candidates must be a non-empty list of texts, or of such lists; got {candidates!r}")
+        if not isinstance(candidates[0], str):
+            options = (is_encoder_decoder, add_end_token, add_prefix_space)
+            return [self.encode_candidates(own, *options) for own in candidates]
+        if add_end_token is None:
+            add_end_token = is_encoder_decoder
+        encoded = []
+        for index, candidate in enumerate(candidates):
+            if not isinstance(candidate, str) or not candidate.strip():
+                raise ValueError(f"candidate {index} must be a text that is not empty, got {candidate!r}")
+            if is_encoder_decoder:
+                ids = encode_target(self.tokenizer, candidate)
+            else:
+                text = candidate.strip()
+                ids = encode_answer(self.tokenizer, f" {text}" if add_prefix_space else text)
+            encoded.append([*ids, self.tokenizer.eos_token_id] if add_end_token else ids)
+        return encoded
 
     # --- training rows --------------------------------------------------------------------------------------------
 

@@ -222,7 +222,7 @@ def _encode_causal(
     turns = [_NO_TURN] * len(tokens.ids)
     answers = len(row.segments) // 2
     for turn in range(answers - 1):
-        answer = _encode_answer(tokenizer, row.segments[2 * turn + 1])
+        answer = encode_answer(tokenizer, row.segments[2 * turn + 1])
         following = row.segments[2 * turn + 2]
         if not row.segments[2 * turn + 1].endswith(end_token) and following.startswith(end_token):
             # A template that writes the end token outside of its generation block.
@@ -245,7 +245,7 @@ def _encode_causal(
             if position not in removed
         ]
     answer, was_cut = _close(
-        _encode_answer(tokenizer, row.segments[-1].removesuffix(end_token)), end_id, max_completion_length
+        encode_answer(tokenizer, row.segments[-1].removesuffix(end_token)), end_id, max_completion_length
     )
     tokens.ids += answer
     tokens.fixed += [False] * len(answer)
@@ -259,9 +259,7 @@ def _encode_seq2seq(
     tokens = _encode_prompt(processor, row, "".join(row.segments[:-1]))
     if max_prompt_length is not None:
         _truncate_prompt(tokens, max_prompt_length, row.name)
-    target = tokenizer(text_target=row.segments[-1].strip(), verbose=False)["input_ids"]
-    if target[-1:] == [tokenizer.eos_token_id]:
-        target = target[:-1]
+    target = encode_target(tokenizer, row.segments[-1])
     labels, was_cut = _close(target, tokenizer.eos_token_id, max_completion_length)
     return tokens, labels, was_cut
 
@@ -273,12 +271,18 @@ def _truncate_prompt(tokens: TokenRow, max_prompt_length: int, name: str) -> lis
         raise ValueError(f"{name}: {error}") from error
 
 
-def _encode_answer(tokenizer: Any, text: str) -> list[int]:
+def encode_answer(tokenizer: Any, text: str) -> list[int]:
     """Tokens of an answer without special tokens added, as they come out of `generate` after the text before it."""
     # SentencePiece tokenizers mark the start of a word by themselves, and would mark a space a second time.
     if "".join(tokenizer.tokenize("a")).startswith("\u2581"):
         text = text.lstrip()
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def encode_target(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of an answer for the decoder of a sequence-to-sequence model, without its end token."""
+    target = list(tokenizer(text_target=text.strip(), verbose=False)["input_ids"])
+    return target[:-1] if target[-1:] == [tokenizer.eos_token_id] else target
 
 
 def _encode_between(processor: Any, text: str, after_end: bool) -> TokenRow:
@@ -307,4 +311,4 @@ def _close(answer: list[int], end_id: int, max_length: int | None) -> tuple[list
     return [*answer, end_id], False
 
 
-__all__ = ["TrainingRows", "encode_training_rows"]
+__all__ = ["TrainingRows", "encode_answer", "encode_target", "encode_training_rows"]

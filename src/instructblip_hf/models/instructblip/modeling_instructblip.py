@@ -478,6 +478,44 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
         Raises:
             ValueError: As in [`forward`].
         """
+        input_ids, inputs_embeds = self.embed_prompt(
+            pixel_values,
+            qformer_input_ids,
+            qformer_attention_mask,
+            input_ids,
+            inputs_embeds,
+            image_embeds,
+            interpolate_pos_encoding,
+            image_index,
+        )
+        return self.generate_from_embeddings(
+            inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs
+        )
+
+    def embed_prompt(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        image_index: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The prompt as the language model reads it, for [`generate`] and ``rank_candidates``.
+
+        Args:
+            pixel_values, qformer_input_ids, qformer_attention_mask, input_ids, inputs_embeds, image_embeds,
+            interpolate_pos_encoding, image_index: As in [`generate`].
+
+        Returns:
+            `tuple`: ``input_ids``, where they were given or could be made, and embeddings of shape
+            (batch, tokens, hidden) with the image features in place.
+
+        Raises:
+            ValueError: As in [`forward`].
+        """
         image_features: Any = None
         if pixel_values is not None or image_embeds is not None:
             image_features = self.get_image_features(
@@ -493,10 +531,7 @@ class InstructBlipForConditionalGeneration(VisionLanguageModel, GenerationMixin)
                 input_ids = self._image_prompt(rows, image_features)
         else:
             image_features = self._no_image_features(input_ids, inputs_embeds)
-        inputs_embeds = self.place_image_features(input_ids, inputs_embeds, image_features)
-        return self.generate_from_embeddings(
-            inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs
-        )
+        return input_ids, self.place_image_features(input_ids, inputs_embeds, image_features)
 
     def _image_prompt(self, rows: int, image_features: torch.Tensor) -> torch.Tensor:
         """Placeholders and the token that an empty text comes down to: BOS, or for T5 the end token."""

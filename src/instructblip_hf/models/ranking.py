@@ -1,0 +1,270 @@
+"""Vocabulary ranking (InstructBLIP, arXiv 2305.06500, section 2.4): candidates in the order of their likelihood.
+
+The score of a candidate is the sum of the log-probabilities of its tokens after the prompt, as LAVIS orders them
+(`blip2_vicuna_instruct.py`, `blip2_t5_instruct.py`, `_predict_class`). Image and prompt are read once, beginnings that
+candidates share once, so the work grows with the number of distinct beginnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .candidates import CandidateTrie
+from .prompt_state import CausalPromptState, Seq2SeqPromptState
+
+
+@dataclass
+class RankingOutput(ModelOutput):
+    """Output of ``rank_candidates``.
+
+    Args:
+        scores (`torch.FloatTensor`):
+            Shape (batch, candidates), in nats. ``-inf`` where a sample has fewer candidates than others, and for
+            those that were ruled out on the way to the `top_k` best.
+        order (`torch.LongTensor`):
+            Shape (batch, candidates), or (batch, top_k): indices of candidates, best first; of equal ones the first.
+    """
+
+    scores: torch.Tensor | None = None
+    order: torch.Tensor | None = None
+
+
+def rank_continuations(
+    language_model: Any,
+    is_encoder_decoder: bool,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    candidates: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]],
+    length_penalty: float = 0.0,
+    top_k: int | None = None,
+    chunk_size: int = 128,
+) -> RankingOutput:
+    """Scores candidates after prompts.
+
+    Args:
+        language_model (`PreTrainedModel`): A causal or sequence-to-sequence model with its head.
+        is_encoder_decoder (`bool`): Which of the two it is.
+        inputs_embeds (`torch.Tensor`): Shape (batch, tokens, hidden): prompts with the image features in place.
+        attention_mask (`torch.Tensor`, *optional*): Shape (batch, tokens); by default all ones.
+        candidates (`list[list[int]]` or `list[list[list[int]]]`):
+            Token ids of each candidate, the same for all samples; or such a list for each sample.
+        length_penalty (`float`, *optional*, defaults to 0.0):
+            The sum of log-probabilities is divided by the number of tokens to this power: 0 for the sum, 1 for the
+            mean. As in beam search.
+        top_k (`int`, *optional*): Only the best ones are wanted, which leaves out what can not be among them. Exact.
+        chunk_size (`int`, *optional*, defaults to 128):
+            Most tokens a sample, or rows, that the language model reads at once.
+
+    Returns:
+        [`RankingOutput`]
+
+    Raises:
+        ValueError: For no candidates or an empty one, token ids out of range, lists of the wrong number, or a
+            `top_k` or `chunk_size` below 1.
+    """
+    for name, value in (("top_k", top_k), ("chunk_size", chunk_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    batch = len(inputs_embeds)
+    if attention_mask is None:
+        attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+    lists, is_shared = _lists_of(candidates, batch)
+    tries = [CandidateTrie(group) for group in lists]
+    state_class = Seq2SeqPromptState if is_encoder_decoder else CausalPromptState
+    with torch.no_grad():
+        state: Any = state_class(language_model, inputs_embeds, attention_mask)
+    vocabulary = state.next_logits.shape[-1]
+    for trie in tries:
+        if max(trie.tokens) >= vocabulary or min(trie.tokens) < 0:
+            wrong = next(token for token in trie.tokens if not 0 <= token < vocabulary)
+            raise ValueError(f"a candidate has the token id {wrong}; the vocabulary has {vocabulary} tokens")
+    groups = [state] if is_shared else [state.select(row) for row in range(batch)]
+    scored = [_TrieScores(group, trie, length_penalty, top_k).score(chunk_size) for group, trie in zip(groups, tries)]
+    width = max(scores.shape[1] for scores in scored)
+    padded = [nn.functional.pad(scores, (0, width - scores.shape[1]), value=-torch.inf) for scores in scored]
+    scores = torch.cat(padded)  # [batch, candidates]
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return RankingOutput(scores=scores, order=order[:, :top_k])
+
+
+def label_scores(scores: torch.Tensor, labels: Sequence[int], reduction: str = "sum") -> torch.Tensor:
+    """Scores of labels that several candidates stand for, such as yes and true.
+
+    Args:
+        scores (`torch.Tensor`): Shape (batch, candidates), log-probabilities.
+        labels (`Sequence[int]`): The label of each candidate, from 0.
+        reduction (`str`, *optional*, defaults to `"sum"`):
+            `"sum"` of the candidates' probabilities, or `"max"`, their best, which decides in LAVIS.
+
+    Returns:
+        `torch.Tensor`: Shape (batch, labels), log-probabilities; their softmax are probabilities among the labels.
+
+    Raises:
+        ValueError: If labels and candidates differ in number, or `reduction` is neither of the two.
+    """
+    if len(labels) != scores.shape[1]:
+        raise ValueError(f"there are {len(labels)} labels for {scores.shape[1]} candidates; each has one")
+    if reduction not in ("sum", "max"):
+        raise ValueError(f"reduction is {reduction!r}; allowed are sum, max")
+    index = torch.tensor(labels, device=scores.device)
+    columns = [scores[:, index == label] for label in range(max(labels) + 1)]
+    reduced = [part.logsumexp(1) if reduction == "sum" else part.max(1).values for part in columns]
+    return torch.stack(reduced, dim=1)
+
+
+def lavis_segment_scores(
+    scores: torch.Tensor, prompt_lengths: torch.Tensor, candidate_lengths: Sequence[int], segments: int = 1
+) -> torch.Tensor:
+    """Scores in the order of LAVIS's Vicuna model with ``n_segments``, whose fault they carry; for comparisons alone.
+
+    It takes the mean over the whole padded row, the longest of a segment, so that candidates of different segments are
+    divided by different numbers (`blip2_vicuna_instruct.py`, `_predict_class`; `modeling_llama.py`).
+
+    Args:
+        scores (`torch.Tensor`): Shape (batch, candidates), sums of log-probabilities.
+        prompt_lengths (`torch.LongTensor`): Shape (batch,), image tokens and the opening token among them.
+        candidate_lengths (`Sequence[int]`): Tokens of each candidate.
+        segments (`int`, *optional*, defaults to 1): Parts that the candidates are split into.
+
+    Returns:
+        `torch.Tensor`: Shape (batch, candidates).
+    """
+    number = scores.shape[1]
+    size = number // segments
+    starts = [segment * size for segment in range(segments)]
+    divided = []
+    for start, stop in zip(starts, [*starts[1:], number]):
+        row = int(prompt_lengths.max()) + max(candidate_lengths[start:stop])
+        divided.append(scores[:, start:stop] / (row - 1))
+    return torch.cat(divided, dim=1)
+
+
+def _lists_of(candidates: Any, batch: int) -> tuple[list[Any], bool]:
+    """One list of candidates a group of samples, and whether all samples share one."""
+    if not len(candidates):
+        raise ValueError("candidates is empty; there must be at least one")
+    is_nested = [len(candidate) > 0 and not isinstance(candidate[0], int) for candidate in candidates]
+    if not any(is_nested):
+        return [candidates], True
+    if not all(is_nested):
+        raise ValueError(
+            "candidates must be token ids of candidates, or a list of candidates for each sample, not both"
+        )
+    if len(candidates) != batch:
+        raise ValueError(f"candidates has lists for {len(candidates)} samples, the batch has {batch}")
+    return list(candidates), False
+
+
+class _TrieScores:
+    """Scores of all candidates of a trie after the prompts of a state, which all share it."""
+
+    def __init__(self, state: Any, trie: CandidateTrie, length_penalty: float, top_k: int | None) -> None:
+        self.state, self.trie, self.length_penalty = state, trie, length_penalty
+        self.top_k = top_k if top_k is not None and top_k < len(set(trie.ends)) else None
+        device = state.next_logits.device
+        entries = len(trie.tokens)
+        self.tokens = torch.tensor(trie.tokens, device=device)
+        self.depths = torch.tensor(trie.depths, device=device)
+        self.parents = torch.tensor(trie.parents, device=device)
+        self.ends = torch.tensor(trie.ends, device=device)
+        self.by_depth = [(self.depths == depth).nonzero()[:, 0] for depth in range(max(trie.depths) + 1)]
+        # Of each entry's last token, given what stands before it; NaN where not known yet.
+        self.steps = torch.full((len(state.next_logits), entries), torch.nan, device=device)
+        self._note(state.next_logits[:, None], [-1])
+
+    @torch.no_grad()
+    def score(self, chunk_size: int) -> torch.Tensor:
+        """The scores, of shape (prompts, candidates)."""
+        by_tree = self.state.reads_trees
+        waiting = self._order(self.trie.inner if by_tree else self._leaves())
+        size = chunk_size if self.top_k is None else min(16, chunk_size)
+        while waiting := self._still_possible(waiting):
+            chunk, waiting = waiting[:size], waiting[size:]
+            (self._read_tree if by_tree else self._read_rows)(chunk)
+            size = min(2 * size, chunk_size)
+        totals = self._totals(unknown=-torch.inf)[:, self.ends]
+        return totals / self._penalty(self.depths[self.ends] + 1)
+
+    def _penalty(self, lengths: torch.Tensor) -> torch.Tensor:
+        return lengths.float() ** self.length_penalty
+
+    def _note(self, logits: torch.Tensor, entries: list[int]) -> None:
+        """Takes down the log-probabilities of what follows on entries, from logits (prompts, entries, vocabulary)."""
+        following = [self.trie.children.get(entry, ()) for entry in entries]
+        places = [place for place, children in enumerate(following) for _ in children]
+        children = [child for group in following for child in group]
+        logits = logits.float()
+        chosen = logits[:, places, self.tokens[children]] - logits.logsumexp(-1)[:, places]
+        # Rounding may put a certainty above 0, and leaving candidates out counts on none being there.
+        self.steps[:, children] = chosen.clamp(max=0)
+
+    def _totals(self, unknown: float) -> torch.Tensor:
+        """Sums of steps up to each entry, with a value for steps that are not known."""
+        totals = self.steps.nan_to_num(nan=unknown, neginf=-torch.inf)
+        for entries in self.by_depth[1:]:
+            totals[:, entries] += totals[:, self.parents[entries]]
+        return totals
+
+    # --- leaving out what cannot be among the best -----------------------------------------------------------------
+
+    def _order(self, entries: list[int]) -> list[int]:
+        """Entries with the likeliest first tokens first, where only the best are wanted; still depth first."""
+        if self.top_k is None:
+            return entries
+        first = self.steps.max(0).values.tolist()
+        beginnings = [(self.trie.ancestors(entry) or [entry])[0] for entry in entries]
+        return [entry for _, entry in sorted(zip(beginnings, entries), key=lambda pair: (-first[pair[0]], *pair))]
+
+    def _still_possible(self, entries: list[int]) -> list[int]:
+        if self.top_k is None or not entries:
+            return entries
+        ends = torch.unique(self.ends)
+        complete = self._totals(unknown=-torch.inf)[:, ends] / self._penalty(self.depths[ends] + 1)
+        threshold = complete.topk(self.top_k, dim=1).values[:, -1:]  # [prompts, 1]
+        # A total falls with every token; a penalty is highest at one end of the lengths that are possible.
+        totals = self._totals(unknown=0.0)
+        shortest, longest = (torch.tensor(ends, device=totals.device) for ends in self.trie.lengths_through())
+        bound = torch.maximum(totals / self._penalty(shortest), totals / self._penalty(longest))
+        possible = (bound >= threshold).any(0).tolist()
+        return [entry for entry in entries if possible[entry]]
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def _read_tree(self, chunk: list[int]) -> None:
+        # Depth first, everything a chunk needs is in it or before its first entry.
+        before = self.trie.ancestors(chunk[0])
+        nodes = before + chunk
+        places = {entry: place for place, entry in enumerate(nodes)}
+        visible = torch.eye(len(nodes), dtype=torch.bool)
+        for place, entry in enumerate(nodes):
+            if self.trie.parents[entry] >= 0:
+                visible[place] |= visible[places[self.trie.parents[entry]]]
+        logits = self.state.tree(self.tokens[nodes], self.depths[nodes], visible.to(self.tokens.device))
+        self._note(logits[:, len(before) :], chunk)
+
+    def _leaves(self) -> list[int]:
+        """Ends of candidates of several tokens that no other candidate goes on from."""
+        return [end for end in sorted({*self.trie.ends} - {*self.trie.inner}) if self.trie.parents[end] >= 0]
+
+    def _read_rows(self, chunk: list[int]) -> None:
+        paths = [self.trie.ancestors(end) for end in chunk]
+        longest = max(map(len, paths))
+        index = torch.tensor([path + path[-1:] * (longest - len(path)) for path in paths], device=self.tokens.device)
+        mask = torch.tensor([[1] * len(path) + [0] * (longest - len(path)) for path in paths], device=index.device)
+        for prompt in range(len(self.steps)):
+            prompts = torch.full((len(chunk),), prompt, device=index.device)
+            logits = self.state.rows(prompts, self.tokens[index], mask.bool())
+            for row, (path, end) in enumerate(zip(paths, chunk)):
+                following = torch.tensor([*path[1:], end], device=index.device)
+                log_probabilities = logits[row, : len(path)].float().log_softmax(-1)
+                chosen = log_probabilities.gather(1, self.tokens[following, None])[:, 0]
+                self.steps[prompt, following] = chosen.clamp(max=0)
+
+
+__all__ = ["RankingOutput", "label_scores", "lavis_segment_scores", "rank_continuations"]
