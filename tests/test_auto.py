@@ -73,6 +73,7 @@ assert AutoModelForVision2Seq is instructblip_hf.AutoModelForVision2Seq
 assert auto.AutoModelForVision2Seq is AutoModelForVision2Seq
 assert auto.modeling_auto.AutoModelForVision2Seq is AutoModelForVision2Seq
 assert pipelines.check_task("image-to-text")[1]["impl"] is instructblip_hf.ImageToTextPipeline
+assert pipelines.check_task("vocabulary-ranking")[1]["impl"] is instructblip_hf.VocabularyRankingPipeline
 assert type(auto.modeling_auto.MODEL_MAPPING._extra_content).__module__ == "instructblip_hf.transformers_hooks"
 """
 
@@ -115,7 +116,7 @@ for module in (transformers, sys.modules["transformers"]):
 transformers_hooks.uninstall()
 for module in (transformers, sys.modules["transformers"], transformers.models.auto, modeling_auto):
     assert not hasattr(module, "AutoModelForVision2Seq"), module
-assert "image-to-text" not in pipelines.PIPELINE_REGISTRY.supported_tasks
+assert not set(transformers_hooks.TASKS) & set(pipelines.PIPELINE_REGISTRY.supported_tasks)
 assert before == state()
 transformers_hooks.install()
 assert transformers.AutoModelForVision2Seq is instructblip_hf.AutoModelForVision2Seq
@@ -137,7 +138,7 @@ assert tasks.count("image-to-text") == 1 and len(tasks) > 20
 after = {task: outcome(task) for task in tasks}
 transformers_hooks.uninstall()
 for task in tasks:
-    assert (after[task] == outcome(task)) == (task != "image-to-text"), task
+    assert (after[task] == outcome(task)) == (task not in transformers_hooks.TASKS), task
 """
     )
 
@@ -168,17 +169,17 @@ def test_a_name_that_transformers_has_is_left_alone(later_transformers):
 
 
 def test_a_task_that_transformers_has_is_left_alone():
-    registry = types.SimpleNamespace(supported_tasks={"image-to-text": "stock's own"})
+    registry = types.SimpleNamespace(supported_tasks=dict.fromkeys(transformers_hooks.TASKS, "stock's own"))
     module = types.SimpleNamespace(PIPELINE_REGISTRY=registry, pipeline=len)
-    transformers_hooks._offer_task(module)
-    assert registry.supported_tasks == {"image-to-text": "stock's own"}
+    transformers_hooks._offer_tasks(module)
+    assert set(registry.supported_tasks.values()) == {"stock's own"}
     assert module.pipeline is len
 
 
 def test_a_moved_registry_is_an_error_at_first_use(later_transformers):
     module = types.ModuleType("later_pipelines")
     module.pipeline = lambda task=None, **kwargs: task
-    transformers_hooks._offer_task(module)
+    transformers_hooks._offer_tasks(module)
     assert module.pipeline("text-generation") == "text-generation"
     with pytest.raises(RuntimeError, match=rf"transformers {transformers.__version__}.*pipeline_class="):
         module.pipeline("image-to-text", model="folder")
@@ -191,7 +192,7 @@ def test_a_task_rewritten_elsewhere_is_an_error_at_first_use(later_transformers)
     module.PIPELINE_REGISTRY = types.SimpleNamespace(supported_tasks={})
     module.check_task = lambda task: ("image-text-to-text", {}, None)
     module.pipeline = lambda task=None, **kwargs: task
-    transformers_hooks._offer_task(module)
+    transformers_hooks._offer_tasks(module)
     with pytest.raises(RuntimeError, match="check_task"):
         module.pipeline("image-to-text", model="folder")
     assert module.pipeline("image-to-text", model="folder", pipeline_class=object) == "image-to-text"

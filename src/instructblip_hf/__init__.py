@@ -2,7 +2,7 @@
 
 Importing this package loads neither torch nor any model code: public names are resolved when they are first
 used (PEP 562). The only other effect of the import is that transformers' removed ``AutoModelForVision2Seq`` and
-``"image-to-text"`` pipeline are available again, see `instructblip_hf.transformers_hooks`.
+``"image-to-text"`` pipeline are available again, and a pipeline for vocabulary ranking, see `instructblip_hf.transformers_hooks`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 _PUBLIC_NAMES = {
     "AutoModelForVision2Seq": "auto",
     "BUNDLED_CHECKPOINTS": "checkpoints",
-    "ImageToTextPipeline": "pipelines",
+    "ImageToTextPipeline": "pipelines.image_to_text",
     "InstructBlipConfig": "models.instructblip",
     "InstructBlipForConditionalGeneration": "models.instructblip",
     "InstructBlipProcessor": "models.instructblip",
@@ -26,6 +26,7 @@ _PUBLIC_NAMES = {
     "InstructBlipQFormerModel": "models.instructblip",
     "InstructBlipVisionConfig": "models.instructblip",
     "InstructBlipVisionModel": "models.instructblip",
+    "VocabularyRankingPipeline": "pipelines.vocabulary_ranking",
     "bundled_checkpoint": "checkpoints",
     "export_remote_code": "utils.remote_code",
     "model_card": "utils.model_card",

@@ -4,7 +4,7 @@ Three things are offered, each where transformers itself would look for it:
 
 - ``AutoModelForVision2Seq`` on ``transformers``, ``transformers.models.auto`` and its ``modeling_auto``;
 - the InstructBLIP vision tower and Q-Former as types that stock ``AutoModel`` builds and loads;
-- the ``"image-to-text"`` task of ``transformers.pipeline``.
+- the tasks ``"image-to-text"`` and ``"vocabulary-ranking"`` of ``transformers.pipeline``.
 
 [`install`] imports neither torch nor transformers. A finder at the head of ``sys.meta_path`` patches a module right
 after it has been executed; modules that are there already are patched at once, so the order of imports does not
@@ -27,8 +27,19 @@ from typing import Any
 
 
 AUTO_CLASS = "AutoModelForVision2Seq"
-TASK = "image-to-text"
-_DEFAULT_MODEL = ("ydshieh/vit-gpt2-coco-en", "5bebf1e")  # of the task in transformers 4
+TASKS: dict[str, tuple[str, str, tuple[str, str]]] = {
+    "image-to-text": (
+        "pipelines.image_to_text",
+        "ImageToTextPipeline",
+        ("ydshieh/vit-gpt2-coco-en", "5bebf1e"),  # as in transformers 4
+    ),
+    "vocabulary-ranking": (
+        "pipelines.vocabulary_ranking",
+        "VocabularyRankingPipeline",
+        ("Salesforce/instructblip-flan-t5-xl", "main"),
+    ),
+}
+"""Module, class and default model of each task."""
 
 _PARTS = {
     "InstructBlipVisionConfig": ("instructblip_vision_model", "InstructBlipVisionModel"),
@@ -227,20 +238,23 @@ def _explain_unknown_part(method: Callable[..., Any]) -> Callable[..., Any]:
     return explained
 
 
-# --- pipeline("image-to-text") ------------------------------------------------------------------------------------
+# --- pipeline("image-to-text") and others -------------------------------------------------------------------------
 
 
-class _ImageToTextTask(dict[str, Any]):
-    """Registry entry of the task; its classes are imported when the first of its values is read."""
+class _Task(dict[str, Any]):
+    """Registry entry of a task; its classes are imported when the first of its values is read."""
+
+    def __init__(self, module: str, name: str, default_model: tuple[str, str]) -> None:
+        super().__init__()
+        self.module, self.name, self.default_model = module, name, default_model
 
     def __missing__(self, key: str) -> Any:
         if not self:
             auto = importlib.import_module(".auto", _OURS)
-            pipelines = importlib.import_module(".pipelines", _OURS)
             self.update(
-                impl=pipelines.ImageToTextPipeline,
+                impl=getattr(importlib.import_module(f".{self.module}", _OURS), self.name),
                 pt=(getattr(auto, AUTO_CLASS),),
-                default={"model": _DEFAULT_MODEL},
+                default={"model": self.default_model},
                 type="multimodal",
             )
             if key in self:
@@ -248,45 +262,43 @@ class _ImageToTextTask(dict[str, Any]):
         raise KeyError(key)
 
 
-def _offer_task(module: ModuleType) -> None:
+def _offer_tasks(module: ModuleType) -> None:
     tasks = getattr(getattr(module, "PIPELINE_REGISTRY", None), "supported_tasks", None)
+    lost = dict(TASKS)
     if isinstance(tasks, dict):
-        if TASK in tasks:
-            return
-        entry = _ImageToTextTask()
-        tasks[TASK] = entry
-        _UNDO.append(lambda: tasks.pop(TASK, None))
-        # transformers 5 rewrites the task to "image-text-to-text" before the registry is asked.
+        ours = {task: _Task(*description) for task, description in TASKS.items() if task not in tasks}
+        tasks.update(ours)
+        _UNDO.extend(functools.partial(tasks.pop, task, None) for task in ours)
+        # transformers 5 rewrites "image-to-text" to "image-text-to-text" before the registry is asked.
         rewrite = getattr(module, "_resolve_deprecated_task", None)
-        if rewrite is not None:
+        if rewrite is not None and ours:
 
             @functools.wraps(rewrite)
             def resolve(task: str) -> str:
-                return task if task == TASK else rewrite(task)
+                return task if task in ours else rewrite(task)
 
             _set(module, "_resolve_deprecated_task", resolve)
-        if _resolves_to(module, entry):
-            return
+        lost = {task: TASKS[task] for task, entry in ours.items() if not _resolves_to(module, task, entry)}
     stock_pipeline = getattr(module, "pipeline", None)
-    if stock_pipeline is None:
+    if stock_pipeline is None or not lost:
         return
 
     @functools.wraps(stock_pipeline)
     def pipeline(task: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if task == TASK and kwargs.get("pipeline_class") is None:
+        if task in lost and kwargs.get("pipeline_class") is None:
             missing = "PIPELINE_REGISTRY.supported_tasks and check_task"
-            instead = f"pass pipeline_class=instructblip_hf.ImageToTextPipeline to pipeline({TASK!r}, ...)"
-            raise RuntimeError(moved(f"pipeline({TASK!r})", missing, instead))
+            instead = f"pass pipeline_class=instructblip_hf.{lost[task][1]} to pipeline({task!r}, ...)"
+            raise RuntimeError(moved(f"pipeline({task!r})", missing, instead))
         return stock_pipeline(task, *args, **kwargs)
 
     _set(module, "pipeline", pipeline)
 
 
-def _resolves_to(module: ModuleType, entry: _ImageToTextTask) -> bool:
+def _resolves_to(module: ModuleType, task: str, entry: _Task) -> bool:
     """Whether transformers, asked for the task, comes to our entry."""
     check_task = getattr(module, "check_task", None)
     try:
-        return check_task is not None and check_task(TASK)[1] is entry
+        return check_task is not None and check_task(task)[1] is entry
     except (KeyError, TypeError, IndexError):
         return False
 
@@ -295,7 +307,7 @@ _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "transformers": _offer_auto_class,
     "transformers.models.auto": _offer_auto_class,
     "transformers.models.auto.modeling_auto": _offer_parts,
-    "transformers.pipelines": _offer_task,
+    "transformers.pipelines": _offer_tasks,
 }
 
-__all__ = ["install", "moved", "uninstall"]
+__all__ = ["TASKS", "install", "moved", "uninstall"]

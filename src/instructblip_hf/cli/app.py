@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .data import data_app
+from .errors import fail
 
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Folder or Hub id of an InstructBLIP; the bundled tiny one by default."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line: images, question, answer, model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator if there is one by default.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default what fits the device.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
@@ -109,6 +110,35 @@ def caption(
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     run_caption(images, prompt, model, as_json, device, dtype, options)
+
+
+@app.command()
+def rank(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Images, by path or address, and the question.")
+    ],
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option("--candidates", "-c", help="Answers to choose from, with commas between; can be repeated."),
+    ] = None,
+    candidates_file: Annotated[Path | None, typer.Option(help="A file of answers, one a line.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many of the best are shown.")] = None,
+    length_penalty: Annotated[
+        float, typer.Option(help="0 ranks by the probability of the whole answer, 1 by the mean over its tokens.")
+    ] = 0.0,
+    model: Model = None,
+    as_json: AsJson = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Rank answers about images by their likelihood."""
+    from .rank import run_rank
+
+    if len(arguments) < 2:
+        fail('rank needs an image and a question: rank IMAGE "question" --candidates red,green')
+    *names, question = arguments
+    options = (candidates or [], candidates_file, top_k, length_penalty)
+    run_rank(names, question, *options, model, as_json, device, dtype)
 
 
 @app.command()

@@ -27,7 +27,7 @@ class _Family:
     config: str
     model: str
     processor: str
-    pipeline: str = "pipelines.ImageToTextPipeline"
+    pipeline: str = "pipelines.image_to_text.ImageToTextPipeline"
 
 
 _FAMILIES = {

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.pipelines.base import Pipeline
 
-from .models.instructblip.processing_instructblip import InstructBlipProcessor
-from .utils.images import load_image
+from ..models.instructblip.processing_instructblip import InstructBlipProcessor
+from ..utils.images import load_image
 
 
 _MAX_NEW_TOKENS = 256
@@ -63,7 +63,7 @@ class ImageToTextPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         model_type = self.model.config.model_type
         if model_type == "instructblip":
-            self.processor = _own_processor(self.processor, self.model)
+            self.processor = own_processor(self.processor, self.model)
         if self.processor is not None:
             self.tokenizer = getattr(self.processor, "tokenizer", self.tokenizer)
             self.image_processor = getattr(self.processor, "image_processor", self.image_processor)
@@ -220,7 +220,7 @@ class ImageToTextPipeline(Pipeline):
             self.processor.save_pretrained(save_directory, **kwargs)
 
 
-def _own_processor(processor: Any, model: Any) -> InstructBlipProcessor:
+def own_processor(processor: Any, model: Any) -> InstructBlipProcessor:
     """Our processor over the components of stock's, which `AutoProcessor` finds in every InstructBLIP folder."""
     if processor is None:
         raise ValueError(
@@ -246,4 +246,4 @@ def _own_processor(processor: Any, model: Any) -> InstructBlipProcessor:
     )
 
 
-__all__ = ["ImageToTextPipeline"]
+__all__ = ["ImageToTextPipeline", "own_processor"]
