@@ -1,1 +1,1 @@
-"""Evaluation: the metrics of the papers' datasets (`instructblip_hf.evaluation.metrics`)."""
+"""Evaluation by the papers' protocols: tasks, prompts, metrics."""

@@ -1,0 +1,322 @@
+"""InstructBLIP's evaluation, a task a dataset: what is asked, how the answer is taken, and what it is measured by.
+
+Prompts are those of the paper's appendix E, as far as they are known: the protocol was published without code, and parts
+of it stand in answers of the authors and in code derived from theirs. ``source`` says where a prompt was found, and
+``unverified`` what was not found anywhere and chosen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+
+Inference = Literal["generate", "rank"]
+Candidates = Literal["options", "labels", "train_answers"]
+
+METRICS = (
+    "accuracy",
+    "aokvqa_accuracy",
+    "caption_scores",
+    "gqa_accuracy",
+    "ivqa_accuracy",
+    "mrr",
+    "roc_auc",
+    "scienceqa_accuracy",
+    "vqa_accuracy",
+)
+
+_YES_NO = MappingProxyType({"yes": ("yes", "true"), "no": ("no", "false")})
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Settings of `generate`, as they reach the model in LAVIS.
+
+    Args:
+        max_new_tokens (`int`): Longest answer.
+        min_new_tokens (`int`, *optional*, defaults to 1): Shortest answer.
+        num_beams (`int`, *optional*, defaults to 5): Beams.
+        repetition_penalty (`float`, *optional*, defaults to 1.5): Of tokens that were written before.
+        length_penalty (`tuple[float, float]`, *optional*, defaults to `(0.0, -1.0)`):
+            Of beam search, for causal and for sequence-to-sequence language models.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 1
+    num_beams: int = 5
+    repetition_penalty: float = 1.5
+    length_penalty: tuple[float, float] = (0.0, -1.0)
+
+    def options(self, is_encoder_decoder: bool) -> dict[str, Any]:
+        """Arguments for `generate`."""
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.min_new_tokens,
+            "num_beams": self.num_beams,
+            "repetition_penalty": self.repetition_penalty,
+            "length_penalty": self.length_penalty[is_encoder_decoder],
+            "do_sample": False,
+        }
+
+
+SHORT_ANSWER = Decoding(max_new_tokens=10)
+"""What `predict_answers` of LAVIS passes on."""
+CAPTION = Decoding(max_new_tokens=30, min_new_tokens=8, repetition_penalty=1.15, length_penalty=(0.0, 0.0))
+"""What LAVIS's captioning task passes on."""
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """One row of the protocol.
+
+    Args:
+        dataset (`str`): Name in the catalog.
+        split (`str`): Name of its split.
+        prompt (`str`): With slots of an example in braces, see `instructblip_hf.evaluation.prompts`.
+        metric (`str`): One of `METRICS`; the one of the paper's tables.
+        source (`str`): Where the prompt was found.
+        inference (`str`, *optional*, defaults to `"generate"`): `"generate"` or `"rank"`.
+        decoding (`Decoding`, *optional*): Of ``generate``.
+        candidates (`str`, *optional*):
+            What ``rank`` chooses from: the example's `"options"`, the `"labels"` below, or `"train_answers"`, all
+            answers of the training split.
+        labels (`Mapping[str, tuple[str, ...]]`, *optional*): The strings that stand for each label.
+        without (`Mapping[str, str]`, *optional*):
+            The prompt for examples that lack a slot, by the slot's name.
+        unverified (`tuple[str, ...]`, *optional*): What of this was not found in a published source.
+        server (`str`, *optional*): The server that has the answers, where they are not public.
+        published (`str`, *optional*): The column of the paper's tables; the task's name by default.
+    """
+
+    dataset: str
+    split: str
+    prompt: str
+    metric: str
+    source: str
+    inference: Inference = "generate"
+    decoding: Decoding = SHORT_ANSWER
+    candidates: Candidates | None = None
+    labels: Mapping[str, tuple[str, ...]] | None = None
+    without: Mapping[str, str] = field(default_factory=dict)
+    unverified: tuple[str, ...] = ()
+    server: str | None = None
+    published: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric is {self.metric!r}; allowed are {', '.join(METRICS)}")
+        if (self.inference == "rank") != (self.candidates is not None):
+            raise ValueError("candidates are given exactly where inference is 'rank'")
+        if (self.candidates == "labels") != (self.labels is not None):
+            raise ValueError("labels are given exactly where candidates is 'labels'")
+
+
+_APPENDIX = "appendix E"
+_VQA = "Question: {question} Short answer:"
+_MULTIPLE_CHOICE = "Question: {question} Options: {options}. Short answer:"
+_DECODING = "decoding settings"
+
+TASKS: dict[str, EvalTask] = {
+    # --- held out: table 1
+    "nocaps": EvalTask(
+        "nocaps",
+        "val",
+        "A short image description: ",
+        "caption_scores",
+        f"{_APPENDIX}; BLIVA issue 6",
+        decoding=CAPTION,
+        unverified=(_DECODING,),
+    ),
+    "flickr30k": EvalTask(
+        "flickr30k",
+        "test",
+        "A short image description: ",
+        "caption_scores",
+        f"{_APPENDIX}; BLIVA issue 6",
+        decoding=CAPTION,
+        unverified=(_DECODING,),
+    ),
+    "gqa": EvalTask("gqa", "testdev", _VQA, "gqa_accuracy", f"{_APPENDIX}; LAVIS issue 333", unverified=(_DECODING,)),
+    "vsr": EvalTask(
+        "vsr",
+        "test",
+        'Based on the image, is this statement true or false? "{statement}" Answer:',
+        "accuracy",
+        f"{_APPENDIX}, in code derived from LAVIS",
+        inference="rank",
+        candidates="labels",
+        labels=_YES_NO,
+        unverified=("that it is ranked", "the strings of both labels"),
+    ),
+    "iconqa": EvalTask(
+        "iconqa",
+        "test",
+        _MULTIPLE_CHOICE,
+        "accuracy",
+        f"{_APPENDIX}, from memory",
+        inference="rank",
+        candidates="options",
+        unverified=("prompt", "how options are written"),
+    ),
+    "textvqa": EvalTask(
+        "textvqa",
+        "val",
+        "OCR tokens: {ocr_tokens}. Question: {question} Short answer:",
+        "vqa_accuracy",
+        f"{_APPENDIX}; order of the two and 30 tokens at most as in LAVIS's predict_answers",
+        without={"ocr_tokens": _VQA},
+        unverified=("wording", "which OCR", _DECODING),
+    ),
+    "visdial": EvalTask(
+        "visdial",
+        "val",
+        'This image has the caption "{caption}". Dialog history: {history}\n Question: {question} Short answer:',
+        "mrr",
+        f"{_APPENDIX}; BLIVA issue 18; caption as in LAVIS's predict_class",
+        inference="rank",
+        candidates="options",
+        without={
+            "history": 'This image has the caption "{caption}". Question: {question} Short answer:',
+        },
+        unverified=("how turns of the history are written",),
+    ),
+    "hateful_memes": EvalTask(
+        "hateful_memes",
+        "dev",
+        'This is an image with: "{text}" written on it. Is it hateful? Answer:',
+        "roc_auc",
+        f"{_APPENDIX}, in code derived from LAVIS; labels in section 2.4",
+        inference="rank",
+        candidates="labels",
+        labels=_YES_NO,
+    ),
+    "vizwiz": EvalTask(
+        "vizwiz",
+        "test",
+        _VQA,
+        "vqa_accuracy",
+        f"{_APPENDIX}; LAVIS issue 352",
+        unverified=("prompt", _DECODING),
+        server="VizWiz",
+    ),
+    "scienceqa": EvalTask(
+        "scienceqa",
+        "test_image",
+        "Context: {context} Question: {question} Options: {options}. Answer:",
+        "scienceqa_accuracy",
+        "the authors in LAVIS issue 326",
+        inference="rank",
+        candidates="options",
+        without={"context": "Question: {question} Options: {options}. Answer:"},
+        unverified=("the prompt of questions without a hint", "that options are ranked by their text"),
+    ),
+    "msvd_qa": EvalTask(
+        "msvd_qa",
+        "test",
+        _VQA,
+        "accuracy",
+        f"{_APPENDIX}; LAVIS issue 333",
+        inference="rank",
+        candidates="train_answers",
+        unverified=("which answers are ranked",),
+    ),
+    "msrvtt_qa": EvalTask(
+        "msrvtt_qa",
+        "test",
+        _VQA,
+        "accuracy",
+        f"{_APPENDIX}; LAVIS issue 333",
+        inference="rank",
+        candidates="train_answers",
+        unverified=("which answers are ranked",),
+    ),
+    "ivqa": EvalTask(
+        "ivqa",
+        "test",
+        _VQA,
+        "ivqa_accuracy",
+        f"{_APPENDIX}, from memory",
+        unverified=("prompt", _DECODING),
+    ),
+    # --- held in, and finetuned: table 3
+    "coco_caption": EvalTask(
+        "coco_caption",
+        "test",
+        "A short image caption.",
+        "caption_scores",
+        "LAVIS's caption_coco_vicuna7b_eval.yaml",
+        decoding=CAPTION,
+        unverified=(_DECODING,),
+    ),
+    "textcaps": EvalTask(
+        "textcaps",
+        "val",
+        "OCR tokens: {ocr_tokens}. A short image description: ",
+        "caption_scores",
+        "that OCR tokens stand in front: LAVIS's generate",
+        decoding=CAPTION,
+        without={"ocr_tokens": "A short image description: "},
+        unverified=("prompt", _DECODING),
+    ),
+    "vqav2": EvalTask("vqav2", "val", _VQA, "vqa_accuracy", "as VizWiz", unverified=("prompt", _DECODING)),
+    "okvqa": EvalTask("okvqa", "val", _VQA, "vqa_accuracy", "as VizWiz", unverified=("prompt", _DECODING)),
+    "aokvqa": EvalTask("aokvqa", "val", _VQA, "aokvqa_accuracy", "as VizWiz", unverified=("prompt", _DECODING)),
+    "aokvqa_choice": EvalTask(
+        "aokvqa",
+        "val",
+        _MULTIPLE_CHOICE,
+        "accuracy",
+        "as IconQA; ranking in section 2.4",
+        inference="rank",
+        candidates="options",
+        unverified=("prompt", "how options are written"),
+    ),
+    "ocr_vqa": EvalTask(
+        "ocr_vqa", "test", _VQA, "accuracy", "as VizWiz, without OCR tokens", unverified=("prompt", _DECODING)
+    ),
+    # --- answers on servers
+    "vqav2_test_dev": EvalTask(
+        "vqav2", "test-dev", _VQA, "vqa_accuracy", "as vqav2", unverified=("prompt", _DECODING), server="VQA"
+    ),
+    "vqav2_test": EvalTask(
+        "vqav2", "test", _VQA, "vqa_accuracy", "as vqav2", unverified=("prompt", _DECODING), server="VQA"
+    ),
+    "textvqa_test": EvalTask(
+        "textvqa",
+        "test",
+        "OCR tokens: {ocr_tokens}. Question: {question} Short answer:",
+        "vqa_accuracy",
+        "as textvqa",
+        without={"ocr_tokens": _VQA},
+        unverified=("wording", "which OCR", _DECODING),
+        server="TextVQA",
+    ),
+    "nocaps_test": EvalTask(
+        "nocaps",
+        "test",
+        "A short image description: ",
+        "caption_scores",
+        "as nocaps",
+        decoding=CAPTION,
+        unverified=(_DECODING,),
+        server="NoCaps",
+    ),
+}
+"""The protocol, by name of the task."""
+
+
+def eval_task(name: str) -> EvalTask:
+    """The task of a name.
+
+    Raises:
+        KeyError: If there is none, naming those that exist.
+    """
+    if name not in TASKS:
+        raise KeyError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+__all__ = ["CAPTION", "METRICS", "SHORT_ANSWER", "TASKS", "Decoding", "EvalTask", "eval_task"]
