@@ -1,0 +1,34 @@
+"""The benchmarks run, at a size that says nothing about speed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import instructblip_hf
+
+
+BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
+SOURCES = Path(instructblip_hf.__file__).parents[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads memory from /proc")
+def test_the_benchmark_of_frozen_training_finds_equal_losses_and_prints_its_table():
+    path = os.pathsep.join([str(SOURCES), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "frozen_training.py", "--size", "tiny", "--steps", "1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    exact, rounded = (float(found) for found in re.findall(r"relative difference (\S+)", done.stdout))
+    assert exact <= 1e-5
+    assert rounded <= 1e-2
+    number = r"\d+(\.\d+)?"
+    for side in (r"stock \(sdpa\)", r"ours \(features, labels, lengths\)"):
+        assert re.search(rf"^\| {side}( \| {number}){{6}} \|$", done.stdout, re.MULTILINE)
