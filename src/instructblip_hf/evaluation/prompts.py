@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from string import Formatter, ascii_lowercase
-from typing import Any
 
 from ..data.schema import DialogTurn, Example
+from ..data.templates.wording import slot_texts
 from .tasks import EvalTask
 
 
@@ -43,7 +43,7 @@ def options_text(options: Sequence[str]) -> str:
     """
     if len(options) > len(ascii_lowercase):
         raise ValueError(f"there are {len(options)} options; letters go up to {len(ascii_lowercase)}")
-    return " ".join(f"({letter}) {option}" for letter, option in zip(ascii_lowercase, options))
+    return slot_texts({"options": options}).get("options", "")
 
 
 def history_text(history: Sequence[DialogTurn]) -> str:
@@ -75,19 +75,14 @@ def candidates_of(task: EvalTask, example: Example, train_answers: Sequence[str]
     return found
 
 
-def _slots(example: Example) -> dict[str, Any]:
+def _slots(example: Example) -> dict[str, str]:
     """Texts by slot. Those that an example does not have are absent, or empty."""
-    slots: dict[str, Any] = {
-        name: str(example[name]).strip()
-        for name in ("question", "statement", "text", "caption", "context")
-        if name in example
-    }
-    slots["ocr_tokens"] = ", ".join(example.get("ocr_tokens", ())[:MAX_OCR_TOKENS])
-    slots["history"] = history_text(example.get("history", ()))
+    texts = slot_texts(example, MAX_OCR_TOKENS)
+    texts["history"] = history_text(example.get("history", ()))
     # Hundreds of candidate answers are no part of a prompt.
-    if len(example.get("options", ())) <= len(ascii_lowercase):
-        slots["options"] = options_text(example.get("options", ()))
-    return slots
+    if len(example.get("options", ())) > len(ascii_lowercase):
+        texts.pop("options", None)
+    return texts
 
 
 __all__ = ["MAX_OCR_TOKENS", "candidates_of", "history_text", "options_text", "prompt_of"]
