@@ -13,7 +13,7 @@ The classes need the ``eval`` extra, the functions that they call do not.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 
@@ -45,14 +45,18 @@ from .vqa import vqa_accuracy
 
 _TEXT, _NUMBER, _INDEX, _FLAG = Value("string"), Value("float64"), Value("int64"), Value("bool")
 
-_GroupsById = Mapping[str, Mapping[str, Any]]
-
 
 class _RowMetric(evaluate.Metric):
-    """A metric of rows with ids. Subclasses say what predictions and references are, and score them."""
+    """A metric of rows with ids: what predictions and references are, and the function that scores them.
+
+    References of several fields go to the function as columns, in the order of the fields.
+    """
 
     prediction: Any
     reference: Any
+    function: Callable[..., dict[str, Any]]
+    names_rows = True
+    """Whether the function takes the ``ids``, to name rows in its errors."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -69,15 +73,20 @@ class _RowMetric(evaluate.Metric):
         predictions: Sequence[Any],
         references: Sequence[Any],
         expected_ids: Collection[str] | None = None,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         ids, predictions, references = list(ids), list(predictions), list(references)
         check_columns(predictions=predictions)
         check_ids(ids, expected_ids)
-        return self._score(ids, predictions, references, **options)
-
-    def _score(self, ids: list[str], predictions: list[Any], references: list[Any], **options: Any) -> dict[str, Any]:
-        raise NotImplementedError
+        if groups is not None:
+            options["groups"] = groups_by_row(ids, groups)
+        if self.names_rows:
+            options["ids"] = ids
+        columns = [references]
+        if isinstance(self.reference, dict):
+            columns = [[row[name] for row in references] for name in self.reference]
+        return type(self).function(predictions, *columns, **options)
 
 
 class VqaAccuracy(_RowMetric):
@@ -85,16 +94,7 @@ class VqaAccuracy(_RowMetric):
 
     prediction = _TEXT
     reference = ListOf(_TEXT)
-
-    def _score(
-        self,
-        ids: list[str],
-        predictions: list[Any],
-        references: list[Any],
-        groups: _GroupsById | None = None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        return vqa_accuracy(predictions, references, groups=groups_by_row(ids, groups), ids=ids, **options)
+    function = staticmethod(vqa_accuracy)
 
 
 class ExactMatch(_RowMetric):
@@ -102,16 +102,7 @@ class ExactMatch(_RowMetric):
 
     prediction = _TEXT
     reference = ListOf(_TEXT)
-
-    def _score(
-        self,
-        ids: list[str],
-        predictions: list[Any],
-        references: list[Any],
-        groups: _GroupsById | None = None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        return exact_match(predictions, references, groups=groups_by_row(ids, groups), ids=ids, **options)
+    function = staticmethod(exact_match)
 
 
 class GqaAccuracy(_RowMetric):
@@ -119,22 +110,8 @@ class GqaAccuracy(_RowMetric):
 
     prediction = _TEXT
     reference = {"answer": _TEXT, "structural_type": _TEXT}
-
-    def _score(
-        self,
-        ids: list[str],
-        predictions: list[Any],
-        references: list[Any],
-        groups: _GroupsById | None = None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        return gqa_accuracy(
-            predictions,
-            _column(references, "answer"),
-            _column(references, "structural_type"),
-            groups=groups_by_row(ids, groups),
-            **options,
-        )
+    function = staticmethod(gqa_accuracy)
+    names_rows = False
 
 
 class OcrVqaAccuracy(_RowMetric):
@@ -142,9 +119,8 @@ class OcrVqaAccuracy(_RowMetric):
 
     prediction = _TEXT
     reference = {"answer": _TEXT, "genre": _TEXT}
-
-    def _score(self, ids: list[str], predictions: list[Any], references: list[Any], **options: Any) -> dict[str, Any]:
-        return ocr_vqa_accuracy(predictions, _column(references, "answer"), _column(references, "genre"), **options)
+    function = staticmethod(ocr_vqa_accuracy)
+    names_rows = False
 
 
 class AokvqaDirectAnswer(_RowMetric):
@@ -152,23 +128,7 @@ class AokvqaDirectAnswer(_RowMetric):
 
     prediction = _TEXT
     reference = {"direct_answers": ListOf(_TEXT), "difficult": _FLAG}
-
-    def _score(
-        self,
-        ids: list[str],
-        predictions: list[Any],
-        references: list[Any],
-        groups: _GroupsById | None = None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        return aokvqa_direct_answer(
-            predictions,
-            _column(references, "direct_answers"),
-            _column(references, "difficult"),
-            groups=groups_by_row(ids, groups),
-            ids=ids,
-            **options,
-        )
+    function = staticmethod(aokvqa_direct_answer)
 
 
 class AokvqaMultipleChoice(_RowMetric):
@@ -176,23 +136,7 @@ class AokvqaMultipleChoice(_RowMetric):
 
     prediction = _TEXT
     reference = {"choices": ListOf(_TEXT), "correct": _INDEX}
-
-    def _score(
-        self,
-        ids: list[str],
-        predictions: list[Any],
-        references: list[Any],
-        groups: _GroupsById | None = None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        return aokvqa_multiple_choice(
-            predictions,
-            _column(references, "choices"),
-            _column(references, "correct"),
-            ids=ids,
-            groups=groups_by_row(ids, groups),
-            **options,
-        )
+    function = staticmethod(aokvqa_multiple_choice)
 
 
 class IvqaAccuracy(_RowMetric):
@@ -200,22 +144,13 @@ class IvqaAccuracy(_RowMetric):
 
     prediction = _TEXT
     reference = ListOf(_TEXT)
-
-    def _score(
-        self,
-        ids: list[str],
-        predictions: list[Any],
-        references: list[Any],
-        groups: _GroupsById | None = None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        return ivqa_accuracy(predictions, references, groups=groups_by_row(ids, groups), ids=ids, **options)
+    function = staticmethod(ivqa_accuracy)
 
 
 class ScienceqaAccuracy(_RowMetric):
     """ScienceQA's table. Predictions and ``answer`` are indices of options. See `scienceqa_accuracy`.
 
-    References: ``{"answer", "subject", "grade", "topic", "has_text", "has_image"}``.
+    References: ``{"answer", "subject", "grade", "has_text", "has_image", "topic"}``.
     """
 
     prediction = _INDEX
@@ -223,23 +158,12 @@ class ScienceqaAccuracy(_RowMetric):
         "answer": _INDEX,
         "subject": _TEXT,
         "grade": _TEXT,
-        "topic": _TEXT,
         "has_text": _FLAG,
         "has_image": _FLAG,
+        "topic": _TEXT,
     }
-
-    def _score(self, ids: list[str], predictions: list[Any], references: list[Any], **options: Any) -> dict[str, Any]:
-        columns = {name: _column(references, name) for name in self.reference}
-        return scienceqa_accuracy(
-            predictions,
-            columns["answer"],
-            columns["subject"],
-            columns["grade"],
-            columns["has_text"],
-            columns["has_image"],
-            columns["topic"],
-            **options,
-        )
+    function = staticmethod(scienceqa_accuracy)
+    names_rows = False
 
 
 class RocAuc(_RowMetric):
@@ -247,9 +171,7 @@ class RocAuc(_RowMetric):
 
     prediction = _NUMBER
     reference = _INDEX
-
-    def _score(self, ids: list[str], predictions: list[Any], references: list[Any], **options: Any) -> dict[str, Any]:
-        return roc_auc(predictions, references, ids=ids, **options)
+    function = staticmethod(roc_auc)
 
 
 class RankingScores(_RowMetric):
@@ -260,9 +182,7 @@ class RankingScores(_RowMetric):
 
     prediction = ListOf(_NUMBER)
     reference = ListOf(_INDEX)
-
-    def _score(self, ids: list[str], predictions: list[Any], references: list[Any], **options: Any) -> dict[str, Any]:
-        return ranking_scores(predictions, references, ids=ids, **options)
+    function = staticmethod(ranking_scores)
 
 
 class Ndcg(_RowMetric):
@@ -270,9 +190,7 @@ class Ndcg(_RowMetric):
 
     prediction = ListOf(_NUMBER)
     reference = ListOf(_NUMBER)
-
-    def _score(self, ids: list[str], predictions: list[Any], references: list[Any], **options: Any) -> dict[str, Any]:
-        return ndcg(predictions, references, ids=ids, **options)
+    function = staticmethod(ndcg)
 
 
 class CaptionScores(_RowMetric):
@@ -280,13 +198,7 @@ class CaptionScores(_RowMetric):
 
     prediction = _TEXT
     reference = ListOf(_TEXT)
-
-    def _score(self, ids: list[str], predictions: list[Any], references: list[Any], **options: Any) -> dict[str, Any]:
-        return caption_scores(predictions, references, ids=ids, **options)
-
-
-def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    return [row[name] for row in rows]
+    function = staticmethod(caption_scores)
 
 
 __all__ = [
