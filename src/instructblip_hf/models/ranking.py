@@ -173,6 +173,10 @@ class _TrieScores:
         self.depths = torch.tensor(trie.depths, device=device)
         self.parents = torch.tensor(trie.parents, device=device)
         self.ends = torch.tensor(trie.ends, device=device)
+        if self.top_k is not None:
+            self.distinct_ends = self.ends.unique()
+            shortest, longest = (torch.tensor(lengths, device=device) for lengths in trie.lengths_through())
+            self.penalties = self._penalty(shortest), self._penalty(longest)
         self.by_depth = [(self.depths == depth).nonzero()[:, 0] for depth in range(max(trie.depths) + 1)]
         # Of each entry's last token, given what stands before it; NaN where not known yet.
         self.steps = torch.full((len(state.next_logits), entries), torch.nan, device=device)
@@ -224,13 +228,13 @@ class _TrieScores:
     def _still_possible(self, entries: list[int]) -> list[int]:
         if self.top_k is None or not entries:
             return entries
-        ends = torch.unique(self.ends)
+        ends = self.distinct_ends
         complete = self._totals(unknown=-torch.inf)[:, ends] / self._penalty(self.depths[ends] + 1)
         threshold = complete.topk(self.top_k, dim=1).values[:, -1:]  # [prompts, 1]
         # A total falls with every token; a penalty is highest at one end of the lengths that are possible.
         totals = self._totals(unknown=0.0)
-        shortest, longest = (torch.tensor(ends, device=totals.device) for ends in self.trie.lengths_through())
-        bound = torch.maximum(totals / self._penalty(shortest), totals / self._penalty(longest))
+        of_shortest, of_longest = self.penalties
+        bound = torch.maximum(totals / of_shortest, totals / of_longest)
         possible = (bound >= threshold).any(0).tolist()
         return [entry for entry in entries if possible[entry]]
 
