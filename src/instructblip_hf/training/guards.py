@@ -59,11 +59,13 @@ class GuardedTrainer(SafeSavingTrainer):
             BadRowsError: If more rows than allowed cannot be read.
             NonFiniteError: If loss or gradient is infinite or not a number.
         """
-        checkpoint = self.starting_checkpoint(resume_from_checkpoint)
-        self.bad_rows.go_on_from(checkpoint if isinstance(checkpoint, str) else None)
-        outcome = super().train(checkpoint, *args, **kwargs)
+        outcome = super().train(resume_from_checkpoint, *args, **kwargs)
         self._share_bad_rows()
         return outcome
+
+    def _begin(self, checkpoint: str | None) -> None:
+        super()._begin(checkpoint)
+        self.bad_rows.go_on_from(checkpoint)
 
     # --- rows that cannot be read -------------------------------------------------------------------------------------
 

@@ -44,12 +44,16 @@ class SafeSavingTrainer(PushingTrainer):
             ValueError: If the checkpoint, or each there is, is damaged.
             SavingError: If the disk has no room for the model; or later, if a checkpoint cannot be written.
         """
-        checkpoint = self.starting_checkpoint(resume_from_checkpoint)
+        checkpoint = self._starting_checkpoint(resume_from_checkpoint)
+        self._begin(checkpoint if isinstance(checkpoint, str) else None)
         if self.args.should_save:
             self._check_space(Path(str(self.args.output_dir)))
         return super().train(checkpoint, *args, **kwargs)
 
-    def starting_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
+    def _begin(self, checkpoint: str | None) -> None:
+        """What is to be done before a training begins, or goes on from a whole checkpoint."""
+
+    def _starting_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
         """The whole checkpoint that `train` goes on from; `True` where there is none, for which Trainer has an error.
 
         Raises:

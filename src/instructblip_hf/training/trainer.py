@@ -224,18 +224,18 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         Raises:
             ValueError: If the checkpoint was trained on another mixture, or with other numbers of rows a step.
         """
-        checkpoint = self.starting_checkpoint(resume_from_checkpoint)
-        if isinstance(checkpoint, str) and isinstance(self.train_dataset, MixtureDataset | StreamMixture):
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _begin(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and isinstance(self.train_dataset, MixtureDataset | StreamMixture):
             fingerprint = mixture_fingerprint(self.train_dataset.mixture, self.args)
             check_same_mixture(checkpoint, fingerprint, draws_per_step(self.args))
+        # Where Trainer is told not to skip what came before, data begin anew.
+        resumed = checkpoint if not self.args.ignore_data_skip else None
         if isinstance(self.train_dataset, StreamMixture):
-            # Where Trainer is told not to skip what came before, the stream begins anew.
-            resumed = checkpoint if isinstance(checkpoint, str) and not self.args.ignore_data_skip else None
             self.train_dataset.stand_in_for(self._stream_positions.load(resumed))
-        self._steps_to_skip = 0
-        if isinstance(checkpoint, str) and not self.args.ignore_data_skip:
-            self._steps_to_skip = trained_steps(checkpoint)
-        return super().train(checkpoint, *args, **kwargs)
+        self._steps_to_skip = trained_steps(resumed) if resumed is not None else 0
+        super()._begin(checkpoint)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
