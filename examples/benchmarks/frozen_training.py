@@ -39,7 +39,12 @@ from typing import Any, NamedTuple
 
 BATCH = 8
 SIDES = ("stock", "ours")
-LEVERS = ("features", "labels", "lengths", "shared")
+LEVERS = ("features", "labels", "lengths", "activations", "shared")
+ATTENTION: dict[str, Any] = {
+    "sdpa": "sdpa",
+    "eager": "eager",
+    "eager-qformer": {"": "sdpa", "qformer_config": "eager"},
+}
 
 
 class Size(NamedTuple):
@@ -169,9 +174,9 @@ def work(options: argparse.Namespace, folder: Path) -> None:
     if not ours:
         weights = model.state_dict()
         model = transformers.InstructBlipForConditionalGeneration(transformers.InstructBlipConfig(**config))
-        model.set_attn_implementation(options.stock_attention)
         model.load_state_dict(weights, assign=True)
         del weights
+    model.set_attn_implementation(ATTENTION[options.attention if ours else options.stock_attention])
     apply_freezing(model, "instructblip-strict")
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     collator = VisionLanguageCollator(processor, share_images="shared" in levers)
@@ -244,6 +249,7 @@ def work(options: argparse.Namespace, folder: Path) -> None:
             freezing="instructblip-strict",
             image_features=features,
             logits_at_labels="labels" in levers,
+            recompute_activations="activations" in levers,
             **common,
         )
     else:
@@ -270,7 +276,8 @@ class Side:
     def __init__(self, name: str, options: argparse.Namespace, folder: Path) -> None:
         command = [sys.executable, __file__, "--side", name, "--folder", str(folder), "--size", options.size]
         command += ["--steps", str(options.steps), "--questions", str(options.questions)]
-        command += ["--stock-attention", options.stock_attention, "--levers", *options.levers]
+        command += ["--stock-attention", options.stock_attention, "--attention", options.attention]
+        command += ["--levers", *options.levers]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
@@ -334,7 +341,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     print(f"features of {SIZES[options.size].rows} images, once: {sides['ours'].features:.1f} s of CPU time\n")
     print("| | CPU seconds a step | steps | growth, MiB: median micro-batch | ratio | largest of a step | ratio |")
     print("|---|---:|---:|---:|---:|---:|---:|")
-    labels = {"stock": options.stock_attention, "ours": ", ".join(options.levers) or "no levers"}
+    labels = {"stock": options.stock_attention, "ours": ", ".join([options.attention, *options.levers])}
     of_stock = sides["stock"].medians()
     for name, side in sides.items():
         seconds, median, largest = side.medians()
@@ -349,14 +356,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="optimiser steps for time, and as many for memory")
     parser.add_argument("--questions", type=int, default=1, help="questions an image")
     parser.add_argument("--levers", nargs="*", choices=LEVERS, help="of this package; by default all that are of use")
-    parser.add_argument("--stock-attention", default="sdpa", choices=["sdpa", "eager"], help="of the stock side")
+    parser.add_argument("--stock-attention", default="sdpa", choices=ATTENTION, help="of the stock side")
+    parser.add_argument("--attention", default="sdpa", choices=ATTENTION, help="of this package's side")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not Path("/proc/self/clear_refs").exists():
         parser.error("memory is read from /proc, which Linux alone has")
     if options.levers is None:
-        options.levers = list(LEVERS if options.questions > 1 else LEVERS[:3])
+        options.levers = list(LEVERS if options.questions > 1 else LEVERS[:4])
     if options.side is not None:
         work(options, options.folder)
         return

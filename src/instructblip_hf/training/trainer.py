@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture, trained_steps
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
 from .quantization import is_quantized
+from .recomputation import activations_recomputed
 from .sharding import autocast_of, check_whole, gather_in_own_dtypes, share_tied_copies, share_tied_embeddings
 from .streams import POSITION, StreamPositions, stream_loader
 
@@ -104,6 +105,9 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
             formed all the same where something reads them: predictions, metrics, label smoothing, a loss function of
             one's own; under `torch_compile`; and, with a warning, for language models that need them. Models other than
             this package's always form them.
+        recompute_activations (`bool`, *optional*, defaults to `True`):
+            Whether outputs of activation functions are computed again in the backward pass in place of being kept, see
+            `activations_recomputed`. Not under `torch_compile`, which decides that itself.
         skip_bad_rows (`int`, *optional*, defaults to 0):
             How many unreadable rows of map-style training data may be left out, see `BadRows`.
         kwargs: Anything else that `transformers.Trainer` takes.
@@ -129,6 +133,7 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         optimization: OptimizationArguments | None = None,
         image_features: ImageFeatures | None = None,
         logits_at_labels: bool = True,
+        recompute_activations: bool = True,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -192,6 +197,7 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         )
         self._steps_to_skip = 0
         self._predicting = False
+        self._recompute_activations = recompute_activations and not args.torch_compile
         self._logits_at_labels = (
             logits_at_labels
             and isinstance(model, VisionLanguageModel)
@@ -302,7 +308,8 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         if not model.training:
             # Trainer divides by the tokens of all processes, and then leaves out rows that fill up the last batches.
             num_items_in_batch = None
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with activations_recomputed(model) if model.training and self._recompute_activations else nullcontext():
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if datasets is not None and labels is not None:
             config: Any = self.accelerator.unwrap_model(model).config
             is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
