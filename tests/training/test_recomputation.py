@@ -157,3 +157,47 @@ def test_training_gives_the_same_weights_and_keeps_less(kind, tmp_path):
     assert not any(gone)
     for name, weight in own.items():
         assert torch.equal(weight, expected[name]), name
+
+
+class Upcast(nn.Module):
+    """A norm in float32 over states of whatever dtype, as those of LLaMA."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.first, self.second, self.change = nn.Linear(4, 4), nn.Linear(4, 1), change
+        self.kept = []
+
+    def forward(self, states):
+        states = self.first(states).to(torch.float32)
+        if self.change:
+            states.add_(1e-4)  # more digits than 16 bits have
+        self.kept.append(weakref.ref(states))
+        states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.second(states.to(self.second.weight.dtype))
+
+
+@pytest.mark.parametrize("change", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_copies_in_float32_are_kept_in_their_16_bits(dtype, change):
+    torch.manual_seed(0)
+    model = Upcast(change).to(dtype)
+    states = torch.randn(5, 4, dtype=dtype)
+    gradients = []
+    for context in (nullcontext(), activations_recomputed(model)):
+        model.zero_grad()
+        with context:
+            loss = model(states).float().sum()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for own, expected in zip(*gradients):
+        assert torch.equal(own, expected)
+
+
+def test_a_narrow_copy_frees_the_wide_one():
+    model = Upcast(False).to(torch.bfloat16)
+    states = torch.randn(5, 4, dtype=torch.bfloat16)
+    losses = [model(states).sum()]
+    with activations_recomputed(model):
+        losses.append(model(states).sum())
+    assert [kept() is not None for kept in model.kept] == [True, False]
+    assert len(losses) == 2

@@ -1,9 +1,10 @@
-"""Outputs of activation functions, computed again in the backward pass in place of being kept for it.
+"""What the backward pass needs and can be had again for little: computed again in place of being kept for it.
 
 A feed-forward layer keeps what goes into its activation function, for that function's own gradient, and what comes out of
 it, for the gradient of what follows: of a trained layer the next projection, of a frozen gated one (LLaMA) the product with
-the other half. The second is the first put through the function again, element by element, to the same bits. In a frozen
-step most other tensors are not kept to begin with, so these are a good part of its memory.
+the other half. The second is the first put through the function again, element by element, to the same bits. Norms in
+float32 over states in 16 bits (RMSNorm of LLaMA, Qwen, Gemma) keep their input in float32, half of whose bits are zeros.
+In a frozen step most other tensors are not kept to begin with, so these are a good part of its memory.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ class _Output(NamedTuple):
     input: torch.Tensor
     input_version: int
     output_version: int
+
+
+class _Narrow(NamedTuple):
+    """Stands in the graph for a copy in float32 of a tensor in 16 bits."""
+
+    tensor: torch.Tensor
 
 
 class _Recomputed(NamedTuple):
@@ -51,7 +58,8 @@ def activation_modules(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def activations_recomputed(model: nn.Module) -> Iterator[None]:
-    """Within it, a forward pass keeps no outputs of activation functions whose inputs it keeps anyway.
+    """Within it, a forward pass keeps no outputs of activation functions whose inputs it keeps anyway, and of copies in
+    float32 of tensors in 16 bits it keeps these bits.
 
     Gradients are the same bit by bit. The backward pass may run outside of it. Regions under activation checkpointing are
     left to it.
@@ -60,6 +68,7 @@ def activations_recomputed(model: nn.Module) -> Iterator[None]:
         model (`nn.Module`): Any model; its activation functions are found by their classes.
     """
     outputs: Any = WeakTensorKeyDictionary()
+    narrow: Any = WeakTensorKeyDictionary()
 
     def note(function: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         node = output.grad_fn if isinstance(output, torch.Tensor) and len(inputs) == 1 else None
@@ -72,10 +81,12 @@ def activations_recomputed(model: nn.Module) -> Iterator[None]:
         base: Any = tensor._base if tensor._is_view() else tensor
         output = outputs.get(base)
         if output is None or output.output_version != base._version:
-            return tensor
+            return _narrowed(tensor, narrow)
         return _Recomputed(output, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
 
     def unpack(packed: Any) -> torch.Tensor:
+        if isinstance(packed, _Narrow):
+            return packed.tensor.float()
         return _compute(packed) if isinstance(packed, _Recomputed) else packed
 
     handles = [module.register_forward_hook(note) for module in activation_modules(model)]
@@ -85,6 +96,21 @@ def activations_recomputed(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _narrowed(tensor: torch.Tensor, known: Any) -> Any:
+    """A tensor as it is to be kept; several that keep the same one share it."""
+    node: Any = tensor.grad_fn
+    if tensor.dtype != torch.float32 or node is None or node.name() != "ToCopyBackward0" or tensor._version:
+        return tensor
+    if tensor not in known:
+        source, number = node.next_functions[0]
+        dtype = source._input_metadata[number].dtype
+        if dtype not in (torch.bfloat16, torch.float16):
+            return tensor
+        with torch.no_grad():
+            known[tensor] = _Narrow(tensor.to(dtype))
+    return known[tensor]
 
 
 def _compute(packed: _Recomputed) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .adapter_trainer import AdapterTrainer
 from .adapters import base_of
 from .arguments import OptimizationArguments
 from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator, losses_of_labels
+from .embedding_gradients import keep_dense, sparse_gradients, trained_embeddings
 from .errors import SavingError
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
 from .guards import GuardedTrainer
@@ -212,6 +213,10 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
             except ValueError as error:
                 logger.warning("full logits are formed in training: %s", error)
                 self._logits_at_labels = False
+        # On accelerators filling memory costs nothing, and what gathers gradients of several processes wants them dense.
+        is_one_cpu = args.device.type == "cpu" and args.world_size == 1 and not args.torch_compile
+        self._sparse_embeddings = trained_embeddings(model) if is_one_cpu else []
+        keep_dense(self._sparse_embeddings)
         self._stream_positions = StreamPositions(args)
         if isinstance(train_dataset, MixtureDataset | StreamMixture):
             self.add_callback(MixtureState(mixture_fingerprint(train_dataset.mixture, args), draws_per_step(args)))
@@ -308,7 +313,10 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         if not model.training:
             # Trainer divides by the tokens of all processes, and then leaves out rows that fill up the last batches.
             num_items_in_batch = None
-        with activations_recomputed(model) if model.training and self._recompute_activations else nullcontext():
+        with ExitStack() as stack:
+            if model.training and self._recompute_activations:
+                stack.enter_context(activations_recomputed(model))
+            stack.enter_context(sparse_gradients(self._sparse_embeddings if model.training else ()))
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if datasets is not None and labels is not None:
             config: Any = self.accelerator.unwrap_model(model).config
