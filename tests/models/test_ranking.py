@@ -108,6 +108,40 @@ def test_equals_brute_force(kind):
         assert output.order[row].tolist() == output.scores[row].argsort(descending=True, stable=True).tolist()
 
 
+def greedy_tokens(model, embeds, mask, number):
+    """The likeliest token, one after the other, each from the whole sequence anew."""
+    prompt, tokens = embeds[mask.bool()][None].double(), []
+    for _ in range(number):
+        with torch.no_grad():
+            if model.config.is_encoder_decoder:
+                read = torch.tensor([[model.config.decoder_start_token_id, *tokens]])
+                logits = model(inputs_embeds=prompt, decoder_input_ids=read).logits
+            else:
+                read = model.get_input_embeddings()(torch.tensor([tokens], dtype=torch.long))
+                logits = model(inputs_embeds=torch.cat([prompt, read], dim=1)).logits
+        tokens.append(int(logits[0, -1].argmax()))
+    return tokens
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "gemma2", "bart"])
+def test_what_greedy_decoding_begins_with(kind):
+    embeds, mask = prompts([5, 3], 5)
+    greedy = [greedy_tokens(language_model(kind)[1], embeds[row], mask[row], 3) for row in range(2)]
+    one, two = greedy
+    other = next(token for token in range(3, 9) if token not in one + two)
+    candidates = [one, two, one[:1], one[:2], [one[0], other, one[2]], [*one[:2], other], two[:2], [other]]
+
+    def expected(row, group):
+        return [candidate == greedy[row][: len(candidate)] for candidate in group]
+
+    output = rank(kind, embeds, mask, candidates, return_greedy=True)
+    assert output.is_greedy.tolist() == [expected(row, candidates) for row in range(2)]
+    assert rank(kind, embeds, mask, candidates).is_greedy is None
+    # Lists of different lengths are filled up with what is not greedy.
+    own = rank(kind, embeds, mask, [[one], [two, [other], two[:1]]], return_greedy=True).is_greedy
+    assert own.tolist() == [[True, False, False], [True, False, True]]
+
+
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_a_model_that_reads_trees_reads_rows_too(kind, monkeypatch):
     from instructblip_hf.models import prompt_state

@@ -328,6 +328,7 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         length_penalty: float = 0.0,
         top_k: int | None = None,
         chunk_size: int = 128,
+        return_greedy: bool = False,
         **inputs: Any,
     ) -> RankingOutput:
         """Vocabulary ranking: candidates in the order of their likelihood as the answer (InstructBLIP, section 2.4).
@@ -345,6 +346,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             top_k (`int`, *optional*): Only so many of the best are wanted; the rest is left out where it is safe.
             chunk_size (`int`, *optional*, defaults to 128):
                 Most tokens of candidates a sample that are read at once, which bounds the memory.
+            return_greedy (`bool`, *optional*, defaults to `False`):
+                Whether the output says of each candidate if greedy decoding begins with it.
             inputs: The prompt, as the processor makes it: ``pixel_values``, ``input_ids``, ...
 
         Returns:
@@ -364,6 +367,7 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             length_penalty,
             top_k,
             chunk_size,
+            return_greedy,
         )
 
 

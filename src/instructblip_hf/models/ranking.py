@@ -29,10 +29,14 @@ class RankingOutput(ModelOutput):
             those that were ruled out on the way to the `top_k` best.
         order (`torch.LongTensor`):
             Shape (batch, candidates), or (batch, top_k): indices of candidates, best first; of equal ones the first.
+        is_greedy (`torch.BoolTensor`, *optional*):
+            Shape (batch, candidates): whether each token of a candidate is the likeliest after those before it. With
+            ``return_greedy``; `False` for candidates that were ruled out.
     """
 
     scores: torch.Tensor | None = None
     order: torch.Tensor | None = None
+    is_greedy: torch.Tensor | None = None
 
 
 def rank_continuations(
@@ -44,6 +48,7 @@ def rank_continuations(
     length_penalty: float = 0.0,
     top_k: int | None = None,
     chunk_size: int = 128,
+    return_greedy: bool = False,
 ) -> RankingOutput:
     """Scores candidates after prompts.
 
@@ -60,6 +65,7 @@ def rank_continuations(
         top_k (`int`, *optional*): Only the best ones are wanted, which leaves out what can not be among them. Exact.
         chunk_size (`int`, *optional*, defaults to 128):
             Most tokens a sample, or rows, that the language model reads at once.
+        return_greedy (`bool`, *optional*, defaults to `False`): Whether the output has ``is_greedy``.
 
     Returns:
         [`RankingOutput`]
@@ -85,12 +91,17 @@ def rank_continuations(
             wrong = next(token for token in trie.tokens if not 0 <= token < vocabulary)
             raise ValueError(f"a candidate has the token id {wrong}; the vocabulary has {vocabulary} tokens")
     groups = [state] if is_shared else [state.select(row) for row in range(batch)]
-    scored = [_TrieScores(group, trie, length_penalty, top_k).score(chunk_size) for group, trie in zip(groups, tries)]
-    width = max(scores.shape[1] for scores in scored)
-    padded = [nn.functional.pad(scores, (0, width - scores.shape[1]), value=-torch.inf) for scores in scored]
-    scores = torch.cat(padded)  # [batch, candidates]
+    readers = [_TrieScores(group, trie, length_penalty, top_k, return_greedy) for group, trie in zip(groups, tries)]
+    scores = _in_one([reader.score(chunk_size) for reader in readers], -torch.inf)  # [batch, candidates]
+    is_greedy = _in_one([reader.is_greedy() for reader in readers], False) if return_greedy else None
     order = scores.argsort(dim=1, descending=True, stable=True)
-    return RankingOutput(scores=scores, order=order[:, :top_k])
+    return RankingOutput(scores=scores, order=order[:, :top_k], is_greedy=is_greedy)
+
+
+def _in_one(parts: Sequence[torch.Tensor], filler: float | bool) -> torch.Tensor:
+    """Parts of shape (samples, candidates) of the same samples' order as one, rows filled up to the longest."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=filler) for part in parts])
 
 
 def label_scores(scores: torch.Tensor, labels: Sequence[int], reduction: str = "sum") -> torch.Tensor:
@@ -164,7 +175,9 @@ def _lists_of(candidates: Any, batch: int) -> tuple[list[Any], bool]:
 class _TrieScores:
     """Scores of all candidates of a trie after the prompts of a state, which all share it."""
 
-    def __init__(self, state: Any, trie: CandidateTrie, length_penalty: float, top_k: int | None) -> None:
+    def __init__(
+        self, state: Any, trie: CandidateTrie, length_penalty: float, top_k: int | None, note_greedy: bool = False
+    ) -> None:
         self.state, self.trie, self.length_penalty = state, trie, length_penalty
         self.top_k = top_k if top_k is not None and top_k < len(set(trie.ends)) else None
         device = state.next_logits.device
@@ -180,6 +193,8 @@ class _TrieScores:
         self.by_depth = [(self.depths == depth).nonzero()[:, 0] for depth in range(max(trie.depths) + 1)]
         # Of each entry's last token, given what stands before it; NaN where not known yet.
         self.steps = torch.full((len(state.next_logits), entries), torch.nan, device=device)
+        # Of each entry's last token, whether no other is likelier there.
+        self.note_greedy, self.greedy = note_greedy, torch.zeros_like(self.steps, dtype=torch.bool)
         self._note(state.next_logits[:, None], [-1])
 
     @torch.no_grad()
@@ -195,6 +210,13 @@ class _TrieScores:
         totals = self._totals(unknown=-torch.inf)[:, self.ends]
         return totals / self._penalty(self.depths[self.ends] + 1)
 
+    def is_greedy(self) -> torch.Tensor:
+        """Whether greedy decoding begins with each candidate, of shape (prompts, candidates); after `score`."""
+        whole = self.greedy.clone()
+        for entries in self.by_depth[1:]:
+            whole[:, entries] &= whole[:, self.parents[entries]]
+        return whole[:, self.ends]
+
     def _penalty(self, lengths: torch.Tensor) -> torch.Tensor:
         return lengths.float() ** self.length_penalty
 
@@ -207,6 +229,8 @@ class _TrieScores:
         chosen = logits[:, places, self.tokens[children]] - logits.logsumexp(-1)[:, places]
         # Rounding may put a certainty above 0, and leaving candidates out counts on none being there.
         self.steps[:, children] = chosen.clamp(max=0)
+        if self.note_greedy:
+            self.greedy[:, children] = logits.argmax(-1)[:, places] == self.tokens[children]
 
     def _totals(self, unknown: float) -> torch.Tensor:
         """Sums of steps up to each entry, with a value for steps that are not known."""
@@ -269,6 +293,8 @@ class _TrieScores:
                 log_probabilities = logits[row, : len(path)].float().log_softmax(-1)
                 chosen = log_probabilities.gather(1, self.tokens[following, None])[:, 0]
                 self.steps[prompt, following] = chosen.clamp(max=0)
+                if self.note_greedy:
+                    self.greedy[prompt, following] = log_probabilities.argmax(-1) == self.tokens[following]
 
 
 __all__ = ["RankingOutput", "label_scores", "lavis_segment_scores", "rank_continuations"]
