@@ -7,7 +7,6 @@ from instructblip_hf.data.sources.datasets import CatalogDataset
 from instructblip_hf.evaluation.prompts import candidates_of, history_text, options_text, prompt_of
 from instructblip_hf.evaluation.published import FINETUNED, ZERO_SHOT
 from instructblip_hf.evaluation.tasks import TASKS, EvalTask, eval_task
-from official_formats import write_dataset
 
 
 PROMPTS = {
@@ -36,22 +35,14 @@ PROMPTS = {
 """Of the first rows, written out after lavis.md's table of appendix E."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    for dataset in {task.dataset for task in TASKS.values()}:
-        write_dataset(dataset, root / dataset)
-    return root
-
-
-def examples(folder, task):
-    dataset = CatalogDataset(task.dataset, folder / task.dataset, task.split)
+def examples(data_root, task):
+    dataset = CatalogDataset(task.dataset, data_root / task.dataset, task.split)
     return [dataset.peek(index) for index in range(len(dataset))]
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if name in PROMPTS])
-def test_prompts(name, folder):
-    rows = examples(folder, TASKS[name])
+def test_prompts(name, data_root):
+    rows = examples(data_root, TASKS[name])
     found = [prompt_of(TASKS[name], row) for row in rows]
     if name == "textcaps":
         assert [prompt.endswith("A short image description: ") for prompt in found] == [True] * len(rows)
@@ -64,12 +55,12 @@ def test_every_public_task_is_written_out():
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.inference == "rank"])
-def test_the_right_answer_is_a_candidate(name, folder):
+def test_the_right_answer_is_a_candidate(name, data_root):
     task, train = TASKS[name], []
     if task.candidates == "train_answers":
-        rows = CatalogDataset(task.dataset, folder / task.dataset, "train")
+        rows = CatalogDataset(task.dataset, data_root / task.dataset, "train")
         train = [answer for index in range(len(rows)) for answer in rows.peek(index)["answers"]]
-    for row in examples(folder, task):
+    for row in examples(data_root, task):
         candidates = candidates_of(task, row, train)
         if task.candidates == "options":
             assert candidates[row["correct_option"]] == row["options"][row["correct_option"]]
@@ -80,17 +71,17 @@ def test_the_right_answer_is_a_candidate(name, folder):
             assert set(train) <= set(candidates)
 
 
-def test_contexts_as_published(folder):
-    visdial = examples(folder, TASKS["visdial"])
+def test_contexts_as_published(data_root):
+    visdial = examples(data_root, TASKS["visdial"])
     assert prompt_of(TASKS["visdial"], visdial[2]) == (
         'This image has the caption "A man.". Dialog history: Question: question 0? Answer: answer 9. '
         "Question: question 1? Answer: answer 8.\n Question: question 2? Short answer:"
     )
     assert len(candidates_of(TASKS["visdial"], visdial[2])) == 100
-    (science,) = examples(folder, TASKS["scienceqa"])
+    (science,) = examples(data_root, TASKS["scienceqa"])
     science.pop("context")
     assert prompt_of(TASKS["scienceqa"], science) == "Question: Which of these? Options: (a) iron (b) wood. Answer:"
-    (text,) = examples(folder, TASKS["textvqa"])
+    (text,) = examples(data_root, TASKS["textvqa"])
     many = {**text, "ocr_tokens": [str(number) for number in range(50)]}
     assert "28, 29. Question" in prompt_of(TASKS["textvqa"], many)
     assert prompt_of(TASKS["textvqa"], {**text, "ocr_tokens": []}).startswith("Question:")
@@ -104,13 +95,13 @@ def test_options_and_history():
         options_text(["x"] * 27)
 
 
-def test_braces_in_a_question_are_text(folder):
-    (row,) = examples(folder, TASKS["vizwiz"])
+def test_braces_in_a_question_are_text(data_root):
+    (row,) = examples(data_root, TASKS["vizwiz"])
     assert prompt_of(TASKS["vizwiz"], {**row, "question": "is {this} it?"}) == "Question: is {this} it? Short answer:"
 
 
-def test_what_is_missing_is_told(folder):
-    (row,) = examples(folder, TASKS["vizwiz"])
+def test_what_is_missing_is_told(data_root):
+    (row,) = examples(data_root, TASKS["vizwiz"])
     with pytest.raises(ValueError, match=r"vizwiz VizWiz_test_00000000\.jpg has no question"):
         prompt_of(TASKS["vizwiz"], {**row, "question": " "})
     with pytest.raises(ValueError, match="has nothing to choose from"):
@@ -121,7 +112,7 @@ def test_what_is_missing_is_told(folder):
         eval_task("vqa")
     for wrong in ({"inference": "rank"}, {"candidates": "options"}, {"inference": "rank", "candidates": "labels"}):
         with pytest.raises(ValueError, match="exactly where"):
-            EvalTask("gqa", "testdev", "", "accuracy", "", **wrong)
+            EvalTask("gqa", "testdev", "", "exact_match", "", **wrong)
     with pytest.raises(ValueError, match="metric is 'f1'"):
         EvalTask("gqa", "testdev", "", "f1", "")
 

@@ -142,6 +142,70 @@ def rank(
 
 
 @app.command()
+def evaluate(
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", "-t", help="Tasks with commas between; held-out, held-in or all for many."),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="The folder with a folder of official files for each dataset, by its name.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for answers and results. What is there is kept.")
+    ] = None,
+    model: Model = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered at once.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split, to try it.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help='In place of the protocol\'s, like "Question: {question} Short answer:".')
+    ] = None,
+    decoding: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Change the decoding: num_beams=1. Can be repeated.")
+    ] = None,
+    roots: Annotated[
+        list[str] | None, typer.Option("--root", metavar="DATASET=FOLDER", help="A dataset that is elsewhere.")
+    ] = None,
+    image_roots: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image-root", metavar="DATASET=FOLDER", help="The folder that its image paths are relative to."
+        ),
+    ] = None,
+    compare_with: Annotated[
+        str | None, typer.Option(help="A model of the paper's tables; by default the closest to --model.")
+    ] = None,
+    finetuned: Annotated[bool, typer.Option("--finetuned", help="Compare with table 3 in place of table 1.")] = False,
+    seed: Annotated[int, typer.Option(help="Set before each task.")] = 42,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Start so many processes, each with its share of the rows.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    list_tasks: Annotated[bool, typer.Option("--list", help="Show the tasks and leave.")] = False,
+) -> None:
+    """Evaluate a model by the paper's protocol: answers, metrics, a table beside the published numbers, a plot."""
+    from .evaluate import launch_evaluate, run_evaluate, show_tasks
+
+    if list_tasks:
+        show_tasks()
+    elif processes is not None:
+        launch_evaluate(processes, sys.argv[1:])
+    else:
+        if tasks is None or data_root is None or output is None:
+            fail("evaluate needs --tasks, --data-root and --output; --list shows the tasks")
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "limit": limit,
+            "prompt": prompt,
+            "compare_with": compare_with,
+            "finetuned": finetuned,
+            "seed": seed,
+        }
+        pairs = {"decoding": decoding or [], "roots": roots or [], "image_roots": image_roots or []}
+        run_evaluate(tasks, data_root, output, model, device, dtype, options, pairs)
+
+
+@app.command()
 def train(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")

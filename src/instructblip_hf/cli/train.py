@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import fail, training_errors, user_errors
+from .launching import without_options
 from .loading import reach_hub
 
 
@@ -55,22 +56,9 @@ def launch_train(config: str | None, processes: int | None, arguments: Sequence[
     if config is None:
         fail(f"--processes goes with --launch, which takes {', '.join(launch_configs())} or a file of accelerate's")
     with user_errors():
-        command = launch_command(config, processes, _without_launch(arguments))
+        command = launch_command(config, processes, without_options(arguments, "--launch", "--processes"))
     print(shlex.join(command), flush=True)
     os.execv(command[0], command)
-
-
-def _without_launch(arguments: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    is_value = False
-    for argument in arguments:
-        if is_value:
-            is_value = False
-        elif argument in ("--launch", "--processes"):
-            is_value = True
-        elif not argument.startswith(("--launch=", "--processes=")):
-            kept.append(argument)
-    return kept
 
 
 def run_train(

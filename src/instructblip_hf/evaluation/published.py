@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 _HELD_OUT = (
     "nocaps",
@@ -45,4 +47,31 @@ FINETUNED: dict[str, dict[str, float]] = {
 }
 """Table 3, after finetuning on each; A-OKVQA on its validation split."""
 
-__all__ = ["FINETUNED", "ZERO_SHOT"]
+
+def published_number(model: str, task: str, finetuned: bool = False) -> float | None:
+    """The number of a table, in percent; `None` where it has none for the task.
+
+    Args:
+        model (`str`): A row of `ZERO_SHOT` or `FINETUNED`.
+        task (`str`): Name of the task.
+        finetuned (`bool`, *optional*, defaults to `False`): Table 3 in place of table 1.
+
+    Raises:
+        KeyError: If no table has the model.
+    """
+    if model not in ZERO_SHOT:
+        raise KeyError(f"the paper's tables have no model {model!r}; they have {', '.join(ZERO_SHOT)}")
+    return (FINETUNED if finetuned else ZERO_SHOT).get(model, {}).get(task)
+
+
+def closest_published(name: str, is_encoder_decoder: bool) -> str:
+    """The published model that a folder's or repository's name says, or else the small one of its kind."""
+    said = re.sub(r"[^a-z0-9]", "", name.lower())
+    # The longest first: XL is a part of XXL.
+    for model in sorted(ZERO_SHOT, key=len, reverse=True):
+        if re.sub(r"[^a-z0-9]", "", model.lower()) in said:
+            return model
+    return "InstructBLIP FlanT5-XL" if is_encoder_decoder else "InstructBLIP Vicuna-7B"
+
+
+__all__ = ["FINETUNED", "ZERO_SHOT", "closest_published", "published_number"]

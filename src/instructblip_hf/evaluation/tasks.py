@@ -16,17 +16,22 @@ from typing import Any, Literal
 Inference = Literal["generate", "rank"]
 Candidates = Literal["options", "labels", "train_answers"]
 
-METRICS = (
-    "accuracy",
-    "aokvqa_accuracy",
-    "caption_scores",
-    "gqa_accuracy",
-    "ivqa_accuracy",
-    "mrr",
-    "roc_auc",
-    "scienceqa_accuracy",
-    "vqa_accuracy",
+METRICS = MappingProxyType(
+    {
+        "aokvqa_direct_answer": "accuracy",
+        "aokvqa_multiple_choice": "accuracy",
+        "caption_scores": "cider",
+        "exact_match": "accuracy",
+        "gqa_accuracy": "accuracy",
+        "ivqa_accuracy": "accuracy",
+        "ocr_vqa_accuracy": "accuracy",
+        "ranking_scores": "mrr",
+        "roc_auc": "roc_auc",
+        "scienceqa_accuracy": "accuracy",
+        "vqa_accuracy": "accuracy",
+    }
 )
+"""Functions of `instructblip_hf.evaluation.metrics`, and which of their results the paper's tables show."""
 
 _YES_NO = MappingProxyType({"yes": ("yes", "true"), "no": ("no", "false")})
 
@@ -42,6 +47,9 @@ class Decoding:
         repetition_penalty (`float`, *optional*, defaults to 1.5): Of tokens that were written before.
         length_penalty (`tuple[float, float]`, *optional*, defaults to `(0.0, -1.0)`):
             Of beam search, for causal and for sequence-to-sequence language models.
+
+    Raises:
+        ValueError: If the lengths contradict each other, or there is no beam.
     """
 
     max_new_tokens: int
@@ -49,6 +57,15 @@ class Decoding:
     num_beams: int = 5
     repetition_penalty: float = 1.5
     length_penalty: tuple[float, float] = (0.0, -1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
+            raise ValueError(
+                f"an answer of at least {self.min_new_tokens} and at most {self.max_new_tokens} tokens is none; change "
+                "both min_new_tokens and max_new_tokens"
+            )
+        if self.num_beams < 1:
+            raise ValueError(f"num_beams is {self.num_beams}; it must be at least 1")
 
     def options(self, is_encoder_decoder: bool) -> dict[str, Any]:
         """Arguments for `generate`."""
@@ -76,7 +93,7 @@ class EvalTask:
         dataset (`str`): Name in the catalog.
         split (`str`): Name of its split.
         prompt (`str`): With slots of an example in braces, see `instructblip_hf.evaluation.prompts`.
-        metric (`str`): One of `METRICS`; the one of the paper's tables.
+        metric (`str`): One of `METRICS`; that of the paper's tables.
         source (`str`): Where the prompt was found.
         inference (`str`, *optional*, defaults to `"generate"`): `"generate"` or `"rank"`.
         decoding (`Decoding`, *optional*): Of ``generate``.
@@ -88,7 +105,7 @@ class EvalTask:
             The prompt for examples that lack a slot, by the slot's name.
         unverified (`tuple[str, ...]`, *optional*): What of this was not found in a published source.
         server (`str`, *optional*): The server that has the answers, where they are not public.
-        published (`str`, *optional*): The column of the paper's tables; the task's name by default.
+        metric_options (`Mapping[str, str]`, *optional*): Of the metric's function.
     """
 
     dataset: str
@@ -103,7 +120,7 @@ class EvalTask:
     without: Mapping[str, str] = field(default_factory=dict)
     unverified: tuple[str, ...] = ()
     server: str | None = None
-    published: str | None = None
+    metric_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -139,12 +156,20 @@ TASKS: dict[str, EvalTask] = {
         decoding=CAPTION,
         unverified=(_DECODING,),
     ),
-    "gqa": EvalTask("gqa", "testdev", _VQA, "gqa_accuracy", f"{_APPENDIX}; LAVIS issue 333", unverified=(_DECODING,)),
+    "gqa": EvalTask(
+        "gqa",
+        "testdev",
+        _VQA,
+        "gqa_accuracy",
+        f"{_APPENDIX}; LAVIS issue 333; answers made alike as in LAVIS's GQA task",
+        unverified=(_DECODING,),
+        metric_options={"normalizer": "vqa"},
+    ),
     "vsr": EvalTask(
         "vsr",
         "test",
         'Based on the image, is this statement true or false? "{statement}" Answer:',
-        "accuracy",
+        "exact_match",
         f"{_APPENDIX}, in code derived from LAVIS",
         inference="rank",
         candidates="labels",
@@ -155,7 +180,7 @@ TASKS: dict[str, EvalTask] = {
         "iconqa",
         "test",
         _MULTIPLE_CHOICE,
-        "accuracy",
+        "exact_match",
         f"{_APPENDIX}, from memory",
         inference="rank",
         candidates="options",
@@ -174,7 +199,7 @@ TASKS: dict[str, EvalTask] = {
         "visdial",
         "val",
         'This image has the caption "{caption}". Dialog history: {history}\n Question: {question} Short answer:',
-        "mrr",
+        "ranking_scores",
         f"{_APPENDIX}; BLIVA issue 18; caption as in LAVIS's predict_class",
         inference="rank",
         candidates="options",
@@ -217,7 +242,7 @@ TASKS: dict[str, EvalTask] = {
         "msvd_qa",
         "test",
         _VQA,
-        "accuracy",
+        "exact_match",
         f"{_APPENDIX}; LAVIS issue 333",
         inference="rank",
         candidates="train_answers",
@@ -227,7 +252,7 @@ TASKS: dict[str, EvalTask] = {
         "msrvtt_qa",
         "test",
         _VQA,
-        "accuracy",
+        "exact_match",
         f"{_APPENDIX}; LAVIS issue 333",
         inference="rank",
         candidates="train_answers",
@@ -239,7 +264,8 @@ TASKS: dict[str, EvalTask] = {
         _VQA,
         "ivqa_accuracy",
         f"{_APPENDIX}, from memory",
-        unverified=("prompt", _DECODING),
+        unverified=("prompt", _DECODING, "how answers are made alike"),
+        metric_options={"normalizer": "vqa"},
     ),
     # --- held in, and finetuned: table 3
     "coco_caption": EvalTask(
@@ -263,19 +289,19 @@ TASKS: dict[str, EvalTask] = {
     ),
     "vqav2": EvalTask("vqav2", "val", _VQA, "vqa_accuracy", "as VizWiz", unverified=("prompt", _DECODING)),
     "okvqa": EvalTask("okvqa", "val", _VQA, "vqa_accuracy", "as VizWiz", unverified=("prompt", _DECODING)),
-    "aokvqa": EvalTask("aokvqa", "val", _VQA, "aokvqa_accuracy", "as VizWiz", unverified=("prompt", _DECODING)),
+    "aokvqa": EvalTask("aokvqa", "val", _VQA, "aokvqa_direct_answer", "as VizWiz", unverified=("prompt", _DECODING)),
     "aokvqa_choice": EvalTask(
         "aokvqa",
         "val",
         _MULTIPLE_CHOICE,
-        "accuracy",
+        "aokvqa_multiple_choice",
         "as IconQA; ranking in section 2.4",
         inference="rank",
         candidates="options",
         unverified=("prompt", "how options are written"),
     ),
     "ocr_vqa": EvalTask(
-        "ocr_vqa", "test", _VQA, "accuracy", "as VizWiz, without OCR tokens", unverified=("prompt", _DECODING)
+        "ocr_vqa", "test", _VQA, "ocr_vqa_accuracy", "as VizWiz, without OCR tokens", unverified=("prompt", _DECODING)
     ),
     # --- answers on servers
     "vqav2_test_dev": EvalTask(

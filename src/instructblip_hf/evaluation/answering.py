@@ -1,0 +1,140 @@
+"""What a model answers to examples of a task, by generation or by ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..data.schema import Example
+from ..data.sources.datasets import open_images
+from ..models.ranking import label_scores
+from .prompts import candidates_of, prompt_of
+from .tasks import Decoding, EvalTask
+
+
+MOST_SCORES = 100
+"""Scores of more candidates than this do not go into a record; VisDial has a hundred."""
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that cannot go on; what is answered so far stays."""
+
+
+class TaskModel:
+    """A model that answers a task.
+
+    Args:
+        model (`VisionLanguageModel`): A model of this package.
+        processor (`ProcessorMixin`): Its processor.
+        task (`EvalTask`): What it is asked.
+        decoding (`Decoding`, *optional*): In place of the task's.
+        train_answers (`Sequence[str]`, *optional*): For a task that ranks these, see `distinct_answers`.
+
+    Raises:
+        ValueError: If the task ranks the answers of the training split and there are none.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        task: EvalTask,
+        decoding: Decoding | None = None,
+        train_answers: Sequence[str] = (),
+    ) -> None:
+        self.model, self.processor, self.task = model, processor, task
+        self.train_answers = list(train_answers)
+        if task.candidates == "train_answers" and not self.train_answers:
+            raise ValueError(f"the task of {task.dataset} ranks the answers of the training split; there are none")
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self.options = (decoding or task.decoding).options(self.is_encoder_decoder)
+        self._encoded: dict[bool, list[list[int]]] = {}
+
+    def answer(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """Records of a batch of examples.
+
+        Args:
+            examples (`Sequence[Example]`): Rows of the task's dataset, with image paths resolved.
+
+        Returns:
+            `list[dict]`: ``id``, ``prompt`` and ``prediction`` (a text) of each; of ranked ones ``choice``, the index of
+            the candidate or label, and, for at most `MOST_SCORES` of them, ``scores`` in nats.
+
+        Raises:
+            ValueError: If an example cannot be asked or its image not be read, naming it.
+        """
+        prompts = [prompt_of(self.task, example) for example in examples]
+        images = [open_images(example) for example in examples]
+        inputs = self.processor(
+            images=images,
+            text=prompts,
+            padding=True,
+            padding_side="right" if self.is_encoder_decoder else "left",
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+        answers = (
+            self._generate(inputs) if self.task.inference == "generate" else self._rank(inputs, examples, prompts)
+        )
+        return [
+            {"id": str(example["id"]), "prompt": prompt, **answer}
+            for example, prompt, answer in zip(examples, prompts, answers)
+        ]
+
+    def _generate(self, inputs: Any) -> list[dict[str, Any]]:
+        ids = self.model.generate(**inputs, return_full_text=False, **self.options)
+        return [{"prediction": text.strip()} for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+
+    def _rank(self, inputs: Any, examples: Sequence[Example], prompts: Sequence[str]) -> list[dict[str, Any]]:
+        candidates = [candidates_of(self.task, example, self.train_answers) for example in examples]
+        needs_space = [not prompt[-1:].isspace() for prompt in prompts]
+        is_shared = self.task.candidates != "options" and len(set(needs_space)) == 1
+        encoded: list[Any] = [self._encode(texts, space) for texts, space in zip(candidates, needs_space)]
+        # Of thousands of answers the best alone is looked for.
+        top_k = 1 if self.task.candidates == "train_answers" else None
+        output = self.model.rank_candidates(candidates=encoded[0] if is_shared else encoded, top_k=top_k, **inputs)
+        return [
+            self._ranked(texts, row[: len(texts)].float().cpu(), int(order[0]))
+            for texts, row, order in zip(candidates, output.scores, output.order)
+        ]
+
+    def _ranked(self, texts: Sequence[str], scores: torch.Tensor, best: int) -> dict[str, Any]:
+        if self.task.labels is not None:
+            texts = list(self.task.labels)
+            places = [place for place, strings in enumerate(self.task.labels.values()) for _ in strings]
+            scores = label_scores(scores[None], places)[0]  # [labels]
+            best = int(scores.argmax())
+        record: dict[str, Any] = {"prediction": texts[best], "choice": best}
+        if len(texts) <= MOST_SCORES and self.task.candidates != "train_answers":
+            record["scores"] = scores.tolist()
+        return record
+
+    def _encode(self, texts: Sequence[str], needs_space: bool) -> list[list[int]]:
+        def encode() -> list[list[int]]:
+            ids: list[list[int]] = self.processor.encode_candidates(
+                texts, self.is_encoder_decoder, add_prefix_space=needs_space
+            )
+            return ids
+
+        if self.task.candidates == "options":
+            return encode()
+        if needs_space not in self._encoded:
+            self._encoded[needs_space] = encode()
+        return self._encoded[needs_space]
+
+
+def distinct_answers(examples: Sequence[Example] | Any) -> list[str]:
+    """All answers of a split once, in the order in which they come.
+
+    Args:
+        examples (`Sequence[Example]`): Rows; of a `CatalogDataset` images are not looked for.
+    """
+    peek = getattr(examples, "peek", examples.__getitem__)
+    found: dict[str, None] = {}
+    for index in range(len(examples)):
+        found.update(dict.fromkeys(answer for answer in peek(index)["answers"] if answer.strip()))
+    return list(found)
+
+
+__all__ = ["MOST_SCORES", "EvaluationError", "TaskModel", "distinct_answers"]

@@ -1,0 +1,84 @@
+"""Tasks of the protocol in a training: their values beside the evaluation loss, to choose the best checkpoint by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .runner import EvaluationOptions, evaluate
+from .tasks import EvalTask, eval_task
+
+
+class EvaluationCallback(TrainerCallback):
+    """Runs tasks at every evaluation of a `transformers.Trainer`, and adds ``eval_TASK`` to its metrics and logs.
+
+    ``metric_for_best_model="eval_gqa"`` then keeps the checkpoint with the best answers to GQA. Answers and results are in
+    ``OUTPUT_DIR/evaluation/step-N``. To be added before an `EarlyStoppingCallback` that reads these metrics.
+
+    Args:
+        trainer (`Trainer`): Whose model is evaluated, with a processor as its ``processing_class``.
+        tasks (`Sequence[str]` or `Mapping[str, EvalTask]`): Names of tasks, or tasks by name.
+        data_root (`str` or `Path`): The folder with a folder of official files for each dataset.
+        options (`EvaluationOptions`, *optional*): Batch size, decoding, and how many rows of each split.
+
+    Raises:
+        ValueError: If the trainer has no processor, or shards its weights over processes, so that none can generate.
+
+    Example:
+
+    ```python
+    trainer.add_callback(EvaluationCallback(trainer, ["okvqa"], "/data", EvaluationOptions(limit=500)))
+    ```
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        tasks: Sequence[str] | Mapping[str, EvalTask],
+        data_root: str | Path,
+        options: EvaluationOptions | None = None,
+    ) -> None:
+        if trainer.processing_class is None:
+            raise ValueError("the trainer has no processing_class; the tasks need the model's processor")
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError(
+                "weights that are spread over processes cannot generate; evaluate saved checkpoints instead"
+            )
+        self.trainer, self.data_root = trainer, data_root
+        self.tasks = dict(tasks) if isinstance(tasks, Mapping) else {name: eval_task(name) for name in tasks}
+        self.options = replace(options or EvaluationOptions(), progress=not trainer.args.disable_tqdm)
+        self._done = -1
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Of several evaluation sets at one step, the first one's metrics get the values."""
+        if state.global_step == self._done:
+            return
+        self._done = state.global_step
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            with self.trainer.autocast_smart_context_manager():
+                results = evaluate(
+                    model,
+                    self.trainer.processing_class,
+                    self.tasks,
+                    self.data_root,
+                    Path(str(args.output_dir)) / "evaluation" / f"step-{state.global_step}",
+                    options=self.options,
+                )
+        finally:
+            for module in training:
+                module.training = True
+        values = {f"eval_{name}": one["value"] for name, one in results["tasks"].items() if "value" in one}
+        self.trainer.log(dict(values))
+        kwargs["metrics"].update(values)
+
+
+__all__ = ["EvaluationCallback"]

@@ -1,0 +1,321 @@
+"""Runs tasks of the protocol: answers in batches over any number of processes, resumable, then scores and reports.
+
+Processes share work by batches and results by files in the output folder, which all of them see. Nothing is gathered, so
+rows are neither lost nor repeated, and a run that was killed goes on with the rows that are left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import set_seed
+
+from ..data.catalog import split_spec
+from ..data.schema import Example
+from ..data.sources.datasets import CatalogDataset
+from .answering import EvaluationError, TaskModel, distinct_answers
+from .predictions import PredictionFolder, ids_of, unanswered, write_whole
+from .published import closest_published, published_number
+from .report import RESULTS, write_report
+from .scoring import score
+from .servers import SUBMISSION, submission
+from .tasks import Decoding, EvalTask, eval_task
+
+
+logger = logging.getLogger(__name__)
+
+WAIT = timedelta(days=7)
+"""Of processes for each other: one that has long answers to give must not be given up by those that are done."""
+RESULT = "result.json"
+"""File of one task's result, in its folder."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How tasks are run.
+
+    Args:
+        batch_size (`int`, *optional*, defaults to 8): Rows that the model answers at once.
+        limit (`int`, *optional*): Only the first rows of each split. For trying things out: such a result is marked, and
+            not compared with published ones.
+        prompt (`str`, *optional*): In place of the protocol's prompts, with slots of an example in braces.
+        decoding (`Mapping[str, Any]`, *optional*): Fields of `Decoding` that are to be other than the protocol's.
+        roots (`Mapping[str, str]`, *optional*): Folders of single datasets; by default each has one of its name.
+        image_roots (`Mapping[str, str]`, *optional*): Folders that image paths of single datasets are relative to.
+        compare_with (`str`, *optional*): A model of the paper's tables; by default the one that is closest.
+        finetuned (`bool`, *optional*, defaults to `False`): Compare with table 3 in place of table 1.
+        seed (`int`, *optional*, defaults to 42): Set before each task.
+        progress (`bool`, *optional*, defaults to `True`): Whether there is a progress bar.
+    """
+
+    batch_size: int = 8
+    limit: int | None = None
+    prompt: str | None = None
+    decoding: Mapping[str, Any] | None = None
+    roots: Mapping[str, str] | None = None
+    image_roots: Mapping[str, str] | None = None
+    compare_with: str | None = None
+    finetuned: bool = False
+    seed: int = 42
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        allowed = [part.name for part in fields(Decoding)]
+        for name in self.decoding or {}:
+            if name not in allowed:
+                raise ValueError(f"decoding has {name!r}; allowed are {', '.join(allowed)}")
+
+    def changed(self, task: EvalTask) -> EvalTask:
+        """The task as these options have it."""
+        return task if self.prompt is None else replace(task, prompt=self.prompt, without={})
+
+    def decoding_of(self, task: EvalTask) -> Decoding:
+        """The decoding settings of a task."""
+        changes = dict(self.decoding or {})
+        if isinstance(changes.get("length_penalty"), int | float):
+            changes["length_penalty"] = (changes["length_penalty"],) * 2
+        return replace(task.decoding, **changes)
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    tasks: Sequence[str] | Mapping[str, EvalTask],
+    data_root: str | Path,
+    output_dir: str | Path,
+    model_name: str | None = None,
+    options: EvaluationOptions | None = None,
+) -> dict[str, Any]:
+    """Evaluates a model on tasks, and writes answers, results, a table and a plot.
+
+    Under ``accelerate launch`` every process calls this and answers its share; all of them return the results.
+
+    Args:
+        model (`VisionLanguageModel`): A model of this package, on its device.
+        processor (`ProcessorMixin`): Its processor.
+        tasks (`Sequence[str]` or `Mapping[str, EvalTask]`): Names of the protocol's tasks, or tasks of one's own by name.
+        data_root (`str` or `Path`): The folder with a folder of official files for each dataset, by its name.
+        output_dir (`str` or `Path`): Where to. What is there already, of the same model and tasks, is not computed again.
+        model_name (`str`, *optional*): What the report calls the model; the one it was loaded by, by default.
+        options (`EvaluationOptions`, *optional*): Batch size, limits, decoding.
+
+    Returns:
+        `dict`: The content of ``results.json``: the model and, by task, value, metric, counts, settings and versions.
+
+    Raises:
+        EvaluationError: If a row cannot be answered, naming it, or the folder has answers of another model or task.
+        FileNotFoundError: If files of a dataset are missing.
+        ValueError: If a dataset, a task or an option is not as it should be.
+    """
+    options = options or EvaluationOptions()
+    chosen = dict(tasks) if isinstance(tasks, Mapping) else {name: eval_task(name) for name in tasks}
+    if not chosen:
+        raise ValueError("tasks is empty; there must be at least one")
+    chosen = {name: options.changed(task) for name, task in chosen.items()}
+    output = Path(output_dir)
+    processes = _processes(model)
+    name = model_name or str(model.config._name_or_path) or type(model).__name__
+    about = describe_model(model, name)
+    reference = options.compare_with or closest_published(name, bool(model.config.is_encoder_decoder))
+    # All of it before hours are spent on the first of them.
+    published_number(reference, "", options.finetuned)
+    for task in chosen.values():
+        options.decoding_of(task)
+    datasets = {name: _open(task, data_root, options) for name, task in chosen.items()}
+    if processes.is_main_process:
+        PredictionFolder(output).claim({"model": about})
+    for name, task in chosen.items():
+        _run(model, processor, name, task, datasets[name], data_root, output, about, reference, options, processes)
+    if processes.is_main_process:
+        write_report(output)
+    processes.wait_for_everyone()
+    results: dict[str, Any] = json.loads((output / RESULTS).read_text(encoding="utf-8"))
+    return results
+
+
+def describe_model(model: Any, name: str) -> dict[str, Any]:
+    """What a result says of its model: name, class, parameters, dtype, and a fingerprint of configuration and weights."""
+    digest = hashlib.sha256()
+    configuration = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
+    digest.update(json.dumps(configuration, sort_keys=True, default=str).encode())
+    for parameter_name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        # Training changes all of a tensor, so a part of it tells.
+        sample = flat[:: max(1, len(flat) // 256)][:256].cpu().contiguous()
+        digest.update(f"{parameter_name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return {
+        "name": name,
+        "class": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprint": digest.hexdigest()[:16],
+    }
+
+
+def _processes(model: Any) -> PartialState:
+    return PartialState(cpu=model.device.type == "cpu", timeout=WAIT)
+
+
+def _open(task: EvalTask, data_root: str | Path, options: EvaluationOptions, split: str | None = None) -> Any:
+    root = Path((options.roots or {}).get(task.dataset, Path(data_root) / task.dataset))
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root} with the files of {task.dataset}")
+    image_root = (options.image_roots or {}).get(task.dataset)
+    return CatalogDataset(task.dataset, root, split or task.split, image_root)
+
+
+def _run(
+    model: Any,
+    processor: Any,
+    name: str,
+    task: EvalTask,
+    dataset: Any,
+    data_root: str | Path,
+    output: Path,
+    about: Mapping[str, Any],
+    reference: str,
+    options: EvaluationOptions,
+    processes: PartialState,
+) -> None:
+    """Answers a task, and has the first process score it."""
+    begin = time.monotonic()
+    train_answers: list[str] = []
+    if task.candidates == "train_answers":
+        train_answers = distinct_answers(_open(task, data_root, options, "train"))
+    decoding = options.decoding_of(task)
+    answerer = TaskModel(model, processor, task, decoding, train_answers)
+    ids = ids_of(dataset, options.limit)
+    folder = PredictionFolder(output / name, processes.process_index)
+    if processes.is_main_process:
+        folder.claim(_settings(task, decoding, train_answers))
+    processes.wait_for_everyone()
+    answered = folder.read()
+    batches = unanswered(ids, answered, options.batch_size, processes.process_index, processes.num_processes)
+    processes.wait_for_everyone()  # nobody writes before all have read
+    with _seeded(options.seed):
+        _answer(answerer, name, dataset, list(batches), folder, options.progress and processes.is_main_process)
+    processes.wait_for_everyone()
+    if not processes.is_main_process:
+        return
+    answers = folder.finish(ids)
+    examples = [dataset.peek(index) for index in range(len(ids))]
+    result = _result(name, task, decoding, len(dataset), examples, answers, reference, options)
+    result["answers_before"] = sum(one in answered for one in ids)
+    result["seconds"] = round(time.monotonic() - begin, 1)
+    result["run"] = {
+        "batch_size": options.batch_size,
+        "processes": processes.num_processes,
+        "device": str(model.device),
+        "seed": options.seed,
+        "versions": {one: version(one) for one in ("instructblip-hf", "transformers", "torch", "tokenizers")},
+        "python": platform.python_version(),
+    }
+    if task.server is not None:
+        write_whole(folder.path / SUBMISSION, json.dumps(submission(task, examples, answers), ensure_ascii=False))
+        result["submission"] = str(Path(name) / SUBMISSION)
+    write_whole(folder.path / RESULT, json.dumps({"model": about, **result}, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers from a seed, and as they were afterwards: a training may be going on."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        set_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _settings(task: EvalTask, decoding: Decoding, train_answers: Sequence[str]) -> dict[str, Any]:
+    """What decides about answers; what only says where it was found, or how it is scored, does not."""
+    settings: dict[str, Any] = {
+        key: getattr(task, key) for key in ("dataset", "split", "prompt", "inference", "candidates")
+    }
+    settings["without"] = dict(task.without)
+    if task.inference == "generate":
+        settings["decoding"] = asdict(decoding)
+    if task.labels is not None:
+        settings["labels"] = {label: list(texts) for label, texts in task.labels.items()}
+    if train_answers:
+        digest = hashlib.sha256("\n".join(train_answers).encode()).hexdigest()[:16]
+        settings["train_answers"] = {"count": len(train_answers), "sha256": digest}
+    return settings
+
+
+def _answer(
+    answerer: TaskModel,
+    name: str,
+    dataset: Any,
+    batches: Sequence[Sequence[int]],
+    folder: PredictionFolder,
+    progress: bool,
+) -> None:
+    rows = sum(map(len, batches))
+    with tqdm(total=rows, desc=name, unit="row", disable=not progress) as bar:
+        for batch in batches:
+            try:
+                records = answerer.answer([dataset[index] for index in batch])
+            except (ValueError, OSError) as error:
+                raise EvaluationError(
+                    f"{name}: {error}. The answers before it are in {folder.path}; the same command goes on from there"
+                ) from error
+            folder.add(records)
+            bar.update(len(batch))
+
+
+def _result(
+    name: str,
+    task: EvalTask,
+    decoding: Decoding,
+    rows: int,
+    examples: Sequence[Example],
+    answers: Mapping[str, Any],
+    reference: str,
+    options: EvaluationOptions,
+) -> dict[str, Any]:
+    changes = {"prompt": options.prompt is not None, "decoding": decoding != task.decoding}
+    result: dict[str, Any] = {
+        "task": name,
+        **_settings(task, decoding, ()),
+        "metric": task.metric,
+        "rows": len(examples),
+        "rows_of_split": rows,
+        "source": task.source,
+        "unverified": list(task.unverified),
+        "changed": [what for what, is_changed in changes.items() if is_changed],
+    }
+    if not split_spec(task.dataset, task.split).labelled:
+        return result
+    scored = score(task, examples, answers)
+    result |= {"value": scored.value, "value_of": scored.name, "result": scored.result}
+    published = published_number(reference, name, options.finetuned)
+    if published is not None and len(examples) == rows and options.prompt is None:
+        result["published"] = {"model": reference, "value": published, "difference": 100 * scored.value - published}
+    return result
+
+
+__all__ = ["RESULT", "EvaluationOptions", "describe_model", "evaluate"]
