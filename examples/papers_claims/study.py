@@ -89,7 +89,9 @@ def run_all(design: Design, output: Path, jobs: int) -> None:
     waiting = [run for run in runs if run not in done]
     if jobs == 1:
         for run in waiting:
-            print(f"[{len(done) + 1}/{len(runs)}] {run.name}: {execute(run, design, output):.0f} CPU seconds", flush=True)
+            print(
+                f"[{len(done) + 1}/{len(runs)}] {run.name}: {execute(run, design, output):.0f} CPU seconds", flush=True
+            )
             done.add(run)
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
