@@ -95,20 +95,9 @@ class TaskModel:
         top_k = 1 if self.task.candidates == "train_answers" else None
         output = self.model.rank_candidates(candidates=encoded[0] if is_shared else encoded, top_k=top_k, **inputs)
         return [
-            self._ranked(texts, row[: len(texts)].float().cpu(), int(order[0]))
+            ranked_answer(self.task, texts, row[: len(texts)].float().cpu(), int(order[0]))
             for texts, row, order in zip(candidates, output.scores, output.order)
         ]
-
-    def _ranked(self, texts: Sequence[str], scores: torch.Tensor, best: int) -> dict[str, Any]:
-        if self.task.labels is not None:
-            texts = list(self.task.labels)
-            places = [place for place, strings in enumerate(self.task.labels.values()) for _ in strings]
-            scores = label_scores(scores[None], places)[0]  # [labels]
-            best = int(scores.argmax())
-        record: dict[str, Any] = {"prediction": texts[best], "choice": best}
-        if len(texts) <= MOST_SCORES and self.task.candidates != "train_answers":
-            record["scores"] = scores.tolist()
-        return record
 
     def _encode(self, texts: Sequence[str], needs_space: bool) -> list[list[int]]:
         def encode() -> list[list[int]]:
@@ -124,6 +113,29 @@ class TaskModel:
         return self._encoded[needs_space]
 
 
+def ranked_answer(task: EvalTask, texts: Sequence[str], scores: torch.Tensor, best: int) -> dict[str, Any]:
+    """What the scores of candidates say: the likeliest candidate or, of a task with labels, the likeliest label.
+
+    Args:
+        task (`EvalTask`): A task that ranks.
+        texts (`Sequence[str]`): Its candidates.
+        scores (`torch.Tensor`): Shape (candidates,), in nats.
+        best (`int`): The candidate with the highest score.
+
+    Returns:
+        `dict`: ``prediction``, ``choice`` and for at most `MOST_SCORES` candidates or labels ``scores``, of these.
+    """
+    if task.labels is not None:
+        texts = list(task.labels)
+        places = [place for place, strings in enumerate(task.labels.values()) for _ in strings]
+        scores = label_scores(scores[None], places)[0]  # [labels]
+        best = int(scores.argmax())
+    record: dict[str, Any] = {"prediction": texts[best], "choice": best}
+    if len(texts) <= MOST_SCORES and task.candidates != "train_answers":
+        record["scores"] = scores.tolist()
+    return record
+
+
 def distinct_answers(examples: Sequence[Example] | Any) -> list[str]:
     """All answers of a split once, in the order in which they come.
 
@@ -137,4 +149,4 @@ def distinct_answers(examples: Sequence[Example] | Any) -> list[str]:
     return list(found)
 
 
-__all__ = ["MOST_SCORES", "EvaluationError", "TaskModel", "distinct_answers"]
+__all__ = ["MOST_SCORES", "EvaluationError", "TaskModel", "distinct_answers", "ranked_answer"]
