@@ -8,6 +8,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructblip_hf.models import prompt_state
 from instructblip_hf.models.ranking import label_scores, lavis_segment_scores, rank_continuations
 from tiny_models import VOCABULARY, text_config
 
@@ -142,16 +143,40 @@ def test_what_greedy_decoding_begins_with(kind):
     assert own.tolist() == [[True, False, False], [True, False, True]]
 
 
+@pytest.mark.parametrize("kind", [*TREES, *ROWS])
+def test_which_models_take_trees(kind):
+    model = language_model(kind)[0]
+    state = prompt_state.Seq2SeqPromptState if model.config.is_encoder_decoder else prompt_state.CausalPromptState
+    assert state.takes_trees(model) == (kind in TREES)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_prompt_and_first_chunk_are_one_pass(kind):
+    """The decoder runs once for a small tree, whether the samples share it or not, and once more for each further chunk."""
+    embeds, mask = prompts([7, 4], 7)
+    calls = []
+    handle = language_model(kind)[0].get_decoder().register_forward_hook(lambda *_: calls.append(1))
+    try:
+        for candidates, chunk_size, passes in (
+            ([[5], [6]], 128, 1),
+            ([[5, 6, 7], [5, 8], [9, 3]], 128, 1),
+            ([[[5, 6, 7], [5, 8]], [[9, 3, 3, 4]]], 128, 1),
+            ([[number, 3] for number in range(4, 14)], 4, 3),  # 10 inner nodes: 4 with the prompt, 3 and 3
+        ):
+            calls.clear()
+            rank(kind, embeds, mask, candidates, chunk_size=chunk_size)
+            assert len(calls) == passes
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_a_model_that_reads_trees_reads_rows_too(kind, monkeypatch):
-    from instructblip_hf.models import prompt_state
-
     embeds, mask = prompts([7, 4], 7)
     candidates = random_candidates(12)
     by_tree = rank(kind, embeds, mask, candidates)
     for name in ("CausalPromptState", "Seq2SeqPromptState"):
-        assert getattr(prompt_state, name).reads_trees.fget is not None
-        monkeypatch.setattr(getattr(prompt_state, name), "reads_trees", False)
+        monkeypatch.setattr(getattr(prompt_state, name), "takes_trees", staticmethod(lambda model: False))
         monkeypatch.setattr(getattr(prompt_state, name), "tree", None)
     by_rows = rank(kind, embeds, mask, candidates)
     torch.testing.assert_close(by_tree.scores, by_rows.scores, rtol=0, atol=1e-4)

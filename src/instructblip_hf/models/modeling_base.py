@@ -327,7 +327,7 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         length_penalty: float = 0.0,
         top_k: int | None = None,
-        chunk_size: int = 128,
+        chunk_size: int = 256,
         return_greedy: bool = False,
         **inputs: Any,
     ) -> RankingOutput:
@@ -344,7 +344,7 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
                 The sum of log-probabilities is divided by the number of tokens to this power: 0 for the sum, LAVIS's
                 order, 1 for the mean.
             top_k (`int`, *optional*): Only so many of the best are wanted; the rest is left out where it is safe.
-            chunk_size (`int`, *optional*, defaults to 128):
+            chunk_size (`int`, *optional*, defaults to 256):
                 Most tokens of candidates a sample that are read at once, which bounds the memory.
             return_greedy (`bool`, *optional*, defaults to `False`):
                 Whether the output says of each candidate if greedy decoding begins with it.

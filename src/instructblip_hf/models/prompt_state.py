@@ -2,20 +2,42 @@
 
 A prompt is read once. Continuations come either as a tree, all of its nodes in one row with a mask that lets each see
 its own ancestors, or as rows of their own, each with a copy of the prompt's keys and values. The tree is the faster
-one; it needs a model whose positions can be told apart from places in the cache. Rows work with every model that has a
-cache.
+one, and the first nodes are read together with the prompt, so that a small tree costs no pass of its own. It needs a
+model whose positions can be told apart from places in the cache. Rows work with every model that has a cache.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Continuations of prompts, each node a token after its ancestors.
+
+    Args:
+        tokens (`torch.LongTensor`): Shape (batch, nodes), or (1, nodes) for the same of all prompts.
+        depths (`torch.LongTensor`): Of the same shape, 0 for a node right after the prompt.
+        visible (`torch.BoolTensor`): Shape (batch, nodes, nodes): who sees whom, itself among them.
+    """
+
+    tokens: torch.Tensor
+    depths: torch.Tensor
+    visible: torch.Tensor
+
+    def expand(self, batch: int) -> TokenTree:
+        """The tree for each of `batch` prompts."""
+        return TokenTree(
+            self.tokens.expand(batch, -1), self.depths.expand(batch, -1), self.visible.expand(batch, -1, -1)
+        )
 
 
 class CausalPromptState:
@@ -25,57 +47,77 @@ class CausalPromptState:
         language_model (`PreTrainedModel`): With a head.
         inputs_embeds (`torch.Tensor`): Shape (batch, tokens, hidden).
         attention_mask (`torch.Tensor`): Shape (batch, tokens); padding may stand anywhere.
+        tree (`TokenTree`, *optional*): Nodes to read in the same pass, of a model that `takes_trees`.
+        is_all (`bool`, *optional*, defaults to `False`): Whether nothing is read after this, so that nothing is kept.
 
     Attributes:
         next_logits (`torch.Tensor`): Shape (batch, vocabulary), for the token after the prompt.
+        tree_logits (`torch.Tensor` or `None`): Shape (batch, nodes, vocabulary), after each node of `tree`.
     """
 
-    def __init__(self, language_model: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> None:
+    def __init__(
+        self,
+        language_model: Any,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        tree: TokenTree | None = None,
+        is_all: bool = False,
+    ) -> None:
         self.model = language_model
         # So that every row's last token stands last.
         embeds, self.mask = _gather_padding(inputs_embeds, attention_mask, at_end=False)
         self.lengths = self.mask.sum(1)  # [batch]
         self._parameters = inspect.signature(language_model.forward).parameters
-        options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self._parameters else {}
+        options: dict[str, Any] = {}
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        nodes, mask = 0, self.mask.long()
+        if tree is not None:
+            tree = tree.expand(len(embeds))
+            nodes = tree.tokens.shape[1]
+            embeds = torch.cat([embeds, language_model.get_input_embeddings()(tree.tokens).to(embeds.dtype)], dim=1)
+            positions = torch.cat([positions, self.lengths[:, None] + tree.depths], dim=1)
+            mask = _additive(_seen_with_prompt(self.mask, tree), embeds.dtype).unsqueeze(1)
+        if "logits_to_keep" in self._parameters:
+            options["logits_to_keep"] = nodes + 1
         if "position_ids" in self._parameters:
-            options["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)
+            options["position_ids"] = positions
         outputs = language_model(
-            inputs_embeds=embeds, attention_mask=self.mask.long(), use_cache=True, return_dict=True, **options
+            inputs_embeds=embeds, attention_mask=mask, use_cache=not is_all, return_dict=True, **options
         )
-        self.next_logits = outputs.logits[:, -1]
-        self._cache = outputs.past_key_values
+        self.next_logits = outputs.logits[:, -1 - nodes]
+        self.tree_logits = outputs.logits[:, -nodes:] if tree is not None else None
+        cache: Any = outputs.past_key_values
+        if nodes and not is_all:
+            cache.crop(-nodes)
+        self._cache = None if is_all else cache
+
+    @staticmethod
+    def takes_trees(language_model: Any) -> bool:
+        """Whether a tree gives what the model itself would."""
+        config = language_model.config.get_text_config()
+        return (
+            config._attn_implementation in ("eager", "sdpa")
+            and "position_ids" in inspect.signature(language_model.forward).parameters
+            # Their biases are computed from places in the cache.
+            and not any(getattr(config, name, False) for name in ("alibi", "use_alibi"))
+            and not getattr(language_model, "_is_stateful", False)
+            and _is_plain(DynamicCache(config=config))
+        )
 
     @property
     def reads_trees(self) -> bool:
         """Whether `tree` gives what the model itself would."""
-        config = self.model.config.get_text_config()
-        return (
-            config._attn_implementation in ("eager", "sdpa")
-            and "position_ids" in self._parameters
-            # Their biases are computed from places in the cache.
-            and not any(getattr(config, name, False) for name in ("alibi", "use_alibi"))
-            and all(type(layer) is DynamicLayer for layer in getattr(self._cache, "layers", [None]))
-        )
+        return self.takes_trees(self.model) and _is_plain(self._cache)
 
-    def tree(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Logits after every node of a tree, the same for all rows.
-
-        Args:
-            tokens (`torch.LongTensor`): Shape (nodes,).
-            depths (`torch.LongTensor`): Shape (nodes,), 0 for a node right after the prompt.
-            visible (`torch.BoolTensor`): Shape (nodes, nodes): who sees whom, itself among them.
-
-        Returns:
-            `torch.Tensor`: Shape (batch, nodes, vocabulary).
-        """
-        batch, nodes = len(self.mask), len(tokens)
-        seen = torch.cat(
-            [self.mask[:, None].expand(-1, nodes, -1), visible.expand(batch, -1, -1)], dim=2
-        )  # [batch, nodes, prompt + nodes]
+    def tree(self, tree: TokenTree) -> torch.Tensor:
+        """Logits after every node of a tree, of shape (batch, nodes, vocabulary)."""
+        tree = tree.expand(len(self.mask))
+        nodes = tree.tokens.shape[1]
+        seen = torch.cat([self.mask[:, None].expand(-1, nodes, -1), tree.visible], dim=2)
         outputs = self.model(
-            input_ids=tokens.expand(batch, -1),
-            attention_mask=_additive(seen, self.next_logits.dtype).unsqueeze(1),
-            position_ids=self.lengths[:, None] + depths,
+            input_ids=tree.tokens,
+            attention_mask=_additive(seen, self.next_logits.dtype).unsqueeze(1),  # [batch, 1, nodes, prompt + nodes]
+            position_ids=self.lengths[:, None] + tree.depths,
             past_key_values=_copy_of(self._cache),
             use_cache=True,
             return_dict=True,
@@ -87,9 +129,7 @@ class CausalPromptState:
         rows = torch.tensor([row], device=self.mask.device)
         selected = copy.copy(self)
         selected.mask, selected.lengths = self.mask[rows], self.lengths[rows]
-        selected.next_logits = self.next_logits[rows]
-        selected._cache = _copy_of(self._cache)
-        selected._cache.batch_select_indices(rows)
+        _select_logits(selected, row)
         return selected
 
     def rows(self, prompts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -122,7 +162,14 @@ class CausalPromptState:
 class Seq2SeqPromptState:
     """A prompt as the encoder of a sequence-to-sequence language model has read it; see `CausalPromptState`."""
 
-    def __init__(self, language_model: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> None:
+    def __init__(
+        self,
+        language_model: Any,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        tree: TokenTree | None = None,
+        is_all: bool = False,
+    ) -> None:
         self.model = language_model
         # Positions of the encoder are counted from the start of the row.
         inputs_embeds, self.mask = _gather_padding(inputs_embeds, attention_mask, at_end=True)
@@ -134,44 +181,67 @@ class Seq2SeqPromptState:
         self.encoder_outputs = language_model.get_encoder()(
             inputs_embeds=inputs_embeds, attention_mask=self.mask.long(), return_dict=True
         )
+        ids = torch.full((len(self.mask), 1), start, device=inputs_embeds.device)
+        options: dict[str, Any] = {}
+        if tree is not None:
+            tree = tree.expand(len(ids))
+            ids = torch.cat([ids, tree.tokens], dim=1)
+            options["decoder_attention_mask"] = self._tree_mask(tree, in_cache=0)
         outputs = language_model(
             encoder_outputs=self.encoder_outputs,
             attention_mask=self.mask.long(),
-            decoder_input_ids=torch.full((len(self.mask), 1), start, device=inputs_embeds.device),
-            use_cache=True,
+            decoder_input_ids=ids,
+            use_cache=not is_all,
             return_dict=True,
+            **options,
         )
-        self.next_logits = outputs.logits[:, -1]
-        self._cache = outputs.past_key_values
+        self.next_logits = outputs.logits[:, 0]
+        self.tree_logits = outputs.logits[:, 1:] if tree is not None else None
+        cache: Any = outputs.past_key_values
+        if tree is not None and not is_all:
+            cache.self_attention_cache.crop(-tree.tokens.shape[1])
+        self._cache = None if is_all else cache
+
+    @staticmethod
+    def takes_trees(language_model: Any) -> bool:
+        """Whether a tree gives what the model itself would: where positions are T5's bias, of the first layer alone."""
+        config = language_model.config
+        return config.model_type in ("t5", "mt5") and config._attn_implementation in ("eager", "sdpa")
 
     @property
     def reads_trees(self) -> bool:
-        """Whether `tree` gives what the model itself would: where positions are T5's bias, of the first layer alone."""
-        config = self.model.config
-        return config.model_type in ("t5", "mt5") and config._attn_implementation in ("eager", "sdpa")
+        """As `CausalPromptState.reads_trees`."""
+        return self.takes_trees(self.model)
 
-    def tree(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """As `CausalPromptState.tree`."""
-        batch, nodes = len(self.mask), len(tokens)
+    def _tree_mask(self, tree: TokenTree, in_cache: int) -> torch.Tensor:
+        """Of shape (batch, heads, nodes that are read, start token + nodes); the start token is in the cache or is read."""
         attention = self.model.get_decoder().block[0].layer[0].SelfAttention
-        places = torch.cat([depths.new_zeros(1), depths + 1])  # of the start token and the nodes
-        distances = places[None] - places[1:, None]  # [nodes, 1 + nodes]
+        places = nn.functional.pad(tree.depths + 1, (1, 0))  # [batch, start token + nodes]
+        distances = places[:, None] - places[:, in_cache:, None]
         buckets = attention._relative_position_bucket(
             distances,
             bidirectional=False,
             num_buckets=attention.relative_attention_num_buckets,
             max_distance=attention.relative_attention_max_distance,
         )
-        bias = attention.relative_attention_bias(buckets).permute(2, 0, 1)  # [heads, nodes, 1 + nodes]
+        bias = attention.relative_attention_bias(buckets).permute(0, 3, 1, 2)
         # The model adds the bias of places in the cache; the mask takes it out again.
-        in_cache = attention.compute_bias(nodes, 1 + nodes, device=tokens.device, past_seen_tokens=1)[0]
-        seen = nn.functional.pad(visible, (1, 0), value=True)
-        mask = (bias - in_cache).masked_fill(~seen, torch.finfo(bias.dtype).min)
+        width = places.shape[1]
+        added = attention.compute_bias(
+            width - in_cache, width, device=places.device, past_seen_tokens=in_cache
+        )  # [1, heads, nodes that are read, start token + nodes]
+        seen = nn.functional.pad(tree.visible, (1, 0, 1, 0), value=True)
+        seen[:, 0, 1:] = False  # the start token sees itself alone
+        return (bias - added).masked_fill(~seen[:, None, in_cache:], torch.finfo(bias.dtype).min)
+
+    def tree(self, tree: TokenTree) -> torch.Tensor:
+        """As `CausalPromptState.tree`."""
+        tree = tree.expand(len(self.mask))
         outputs = self.model(
             encoder_outputs=self.encoder_outputs,
             attention_mask=self.mask.long(),
-            decoder_input_ids=tokens.expand(batch, -1),
-            decoder_attention_mask=mask.expand(batch, -1, -1, -1),
+            decoder_input_ids=tree.tokens,
+            decoder_attention_mask=self._tree_mask(tree, in_cache=1),
             past_key_values=_copy_of(self._cache),
             use_cache=True,
             return_dict=True,
@@ -182,10 +252,8 @@ class Seq2SeqPromptState:
         """The state of one prompt alone."""
         rows = torch.tensor([row], device=self.mask.device)
         selected = copy.copy(self)
-        selected.mask, selected.next_logits = self.mask[rows], self.next_logits[rows]
-        selected.encoder_outputs = self._encoded(rows)
-        selected._cache = _copy_of(self._cache)
-        selected._cache.batch_select_indices(rows)
+        selected.mask, selected.encoder_outputs = self.mask[rows], self._encoded(rows)
+        _select_logits(selected, row)
         return selected
 
     def _encoded(self, rows: torch.Tensor) -> BaseModelOutput:
@@ -204,6 +272,31 @@ class Seq2SeqPromptState:
             return_dict=True,
         )
         return outputs.logits
+
+
+def _select_logits(state: Any, row: int) -> None:
+    """Cuts what a state has of logits and cache down to one prompt."""
+    state.next_logits = state.next_logits[row : row + 1]
+    if state.tree_logits is not None:
+        state.tree_logits = state.tree_logits[row : row + 1]
+    if state._cache is not None:
+        state._cache = _copy_of(state._cache)
+        state._cache.batch_select_indices(torch.tensor([row], device=state.mask.device))
+
+
+def _is_plain(cache: Any) -> bool:
+    """Whether a cache holds keys and values of all tokens, in their order."""
+    return all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+
+
+def _seen_with_prompt(mask: torch.Tensor, tree: TokenTree) -> torch.Tensor:
+    """Who sees whom among prompt and nodes, of shape (batch, prompt + nodes, prompt + nodes)."""
+    batch, width = mask.shape
+    nodes = tree.tokens.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
+    of_prompt = nn.functional.pad(causal & mask[:, None], (0, nodes), value=False)
+    of_nodes = torch.cat([mask[:, None].expand(-1, nodes, -1), tree.visible], dim=2)
+    return torch.cat([of_prompt, of_nodes], dim=1)
 
 
 def _gather_padding(
@@ -240,4 +333,4 @@ def _copy_of(cache: Any) -> Any:
     return copied
 
 
-__all__ = ["CausalPromptState", "Seq2SeqPromptState"]
+__all__ = ["CausalPromptState", "Seq2SeqPromptState", "TokenTree"]

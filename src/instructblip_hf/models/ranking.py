@@ -16,7 +16,11 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from .candidates import CandidateTrie
-from .prompt_state import CausalPromptState, Seq2SeqPromptState
+from .prompt_state import CausalPromptState, Seq2SeqPromptState, TokenTree
+
+
+FEW = 64
+"""Nodes of a tree that are read together with the prompt even where some could be left out."""
 
 
 @dataclass
@@ -47,7 +51,7 @@ def rank_continuations(
     candidates: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]],
     length_penalty: float = 0.0,
     top_k: int | None = None,
-    chunk_size: int = 128,
+    chunk_size: int = 256,
     return_greedy: bool = False,
 ) -> RankingOutput:
     """Scores candidates after prompts.
@@ -63,7 +67,7 @@ def rank_continuations(
             The sum of log-probabilities is divided by the number of tokens to this power: 0 for the sum, 1 for the
             mean. As in beam search.
         top_k (`int`, *optional*): Only the best ones are wanted, which leaves out what can not be among them. Exact.
-        chunk_size (`int`, *optional*, defaults to 128):
+        chunk_size (`int`, *optional*, defaults to 256):
             Most tokens a sample, or rows, that the language model reads at once.
         return_greedy (`bool`, *optional*, defaults to `False`): Whether the output has ``is_greedy``.
 
@@ -82,20 +86,44 @@ def rank_continuations(
         attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
     lists, is_shared = _lists_of(candidates, batch)
     tries = [CandidateTrie(group) for group in lists]
-    state_class = Seq2SeqPromptState if is_encoder_decoder else CausalPromptState
-    with torch.no_grad():
-        state: Any = state_class(language_model, inputs_embeds, attention_mask)
-    vocabulary = state.next_logits.shape[-1]
+    vocabulary = language_model.config.get_text_config().vocab_size
     for trie in tries:
         if max(trie.tokens) >= vocabulary or min(trie.tokens) < 0:
             wrong = next(token for token in trie.tokens if not 0 <= token < vocabulary)
             raise ValueError(f"a candidate has the token id {wrong}; the vocabulary has {vocabulary} tokens")
+    state_class: Any = Seq2SeqPromptState if is_encoder_decoder else CausalPromptState
+    # Where only the best are wanted, which nodes to read follows from the prompt; of few it is not worth a pass of its own.
+    reads_all = top_k is None or max(len(trie.inner) for trie in tries) <= FEW
+    with_prompt = reads_all and state_class.takes_trees(language_model)
+    first = [trie.inner[:chunk_size] if with_prompt else [] for trie in tries]
+    is_all = with_prompt and all(len(trie.inner) <= chunk_size for trie in tries)
+    tree = _tree_of(tries, first, inputs_embeds.device) if any(first) else None
+    with torch.no_grad():
+        state = state_class(language_model, inputs_embeds, attention_mask, tree, is_all)
     groups = [state] if is_shared else [state.select(row) for row in range(batch)]
     readers = [_TrieScores(group, trie, length_penalty, top_k, return_greedy) for group, trie in zip(groups, tries)]
+    for reader, read in zip(readers, first):
+        reader.note_read(read)
     scores = _in_one([reader.score(chunk_size) for reader in readers], -torch.inf)  # [batch, candidates]
     is_greedy = _in_one([reader.is_greedy() for reader in readers], False) if return_greedy else None
     order = scores.argsort(dim=1, descending=True, stable=True)
     return RankingOutput(scores=scores, order=order[:, :top_k], is_greedy=is_greedy)
+
+
+def _tree_of(tries: Sequence[CandidateTrie], nodes: Sequence[Sequence[int]], device: torch.device) -> TokenTree:
+    """Some entries of each trie as a tree for each; every entry's parents stand before it, or are left out."""
+    width = max(map(len, nodes))
+    tokens = torch.zeros(len(tries), width, dtype=torch.long)
+    depths = torch.zeros_like(tokens)
+    # Rows that have less are filled up with nodes that nobody looks at.
+    visible = torch.eye(width, dtype=torch.bool).repeat(len(tries), 1, 1)
+    for row, (trie, entries) in enumerate(zip(tries, nodes)):
+        places = {entry: place for place, entry in enumerate(entries)}
+        for place, entry in enumerate(entries):
+            tokens[row, place], depths[row, place] = trie.tokens[entry], trie.depths[entry]
+            if trie.parents[entry] in places:
+                visible[row, place] |= visible[row, places[trie.parents[entry]]]
+    return TokenTree(tokens.to(device), depths.to(device), visible.to(device))
 
 
 def _in_one(parts: Sequence[torch.Tensor], filler: float | bool) -> torch.Tensor:
@@ -195,20 +223,30 @@ class _TrieScores:
         self.steps = torch.full((len(state.next_logits), entries), torch.nan, device=device)
         # Of each entry's last token, whether no other is likelier there.
         self.note_greedy, self.greedy = note_greedy, torch.zeros_like(self.steps, dtype=torch.bool)
+        self.read: list[int] = []
         self._note(state.next_logits[:, None], [-1])
 
     @torch.no_grad()
     def score(self, chunk_size: int) -> torch.Tensor:
         """The scores, of shape (prompts, candidates)."""
-        by_tree = self.state.reads_trees
-        waiting = self._order(self.trie.inner if by_tree else self._leaves())
+        by_tree = bool(self.read) or self.state.reads_trees
+        waiting = self._order(self.trie.inner[len(self.read) :] if by_tree else self._leaves())
+        # Chunks of one size, as a pass over a few nodes costs nearly as much as one over many.
         size = chunk_size if self.top_k is None else min(16, chunk_size)
+        if waiting and self.top_k is None:
+            size = -(-len(waiting) // -(-len(waiting) // chunk_size))
         while waiting := self._still_possible(waiting):
             chunk, waiting = waiting[:size], waiting[size:]
             (self._read_tree if by_tree else self._read_rows)(chunk)
-            size = min(2 * size, chunk_size)
+            size = min(2 * size, chunk_size) if self.top_k is not None else size
         totals = self._totals(unknown=-torch.inf)[:, self.ends]
         return totals / self._penalty(self.depths[self.ends] + 1)
+
+    def note_read(self, entries: list[int]) -> None:
+        """Takes down what was read together with the prompt: the first of the inner entries."""
+        self.read = entries
+        if entries:
+            self._note(self.state.tree_logits[:, : len(entries)], entries)
 
     def is_greedy(self) -> torch.Tensor:
         """Whether greedy decoding begins with each candidate, of shape (prompts, candidates); after `score`."""
@@ -267,13 +305,7 @@ class _TrieScores:
     def _read_tree(self, chunk: list[int]) -> None:
         # Depth first, everything a chunk needs is in it or before its first entry.
         before = self.trie.ancestors(chunk[0])
-        nodes = before + chunk
-        places = {entry: place for place, entry in enumerate(nodes)}
-        visible = torch.eye(len(nodes), dtype=torch.bool)
-        for place, entry in enumerate(nodes):
-            if self.trie.parents[entry] >= 0:
-                visible[place] |= visible[places[self.trie.parents[entry]]]
-        logits = self.state.tree(self.tokens[nodes], self.depths[nodes], visible.to(self.tokens.device))
+        logits = self.state.tree(_tree_of([self.trie], [before + chunk], self.tokens.device))
         self._note(logits[:, len(before) :], chunk)
 
     def _leaves(self) -> list[int]:

@@ -140,7 +140,7 @@ class VocabularyRankingPipeline(Pipeline):
             length_penalty (`float`, *optional*, defaults to 0.0): As in ``model.rank_candidates``.
             reduction (`str`, *optional*, defaults to `"sum"`):
                 A label's probability is the `"sum"` of its answers', or that of the best, `"max"`.
-            chunk_size (`int`, *optional*, defaults to 128): As in ``model.rank_candidates``.
+            chunk_size (`int`, *optional*, defaults to 256): As in ``model.rank_candidates``.
             timeout (`float`, *optional*): Seconds to wait for an image from the web; by default no limit.
             batch_size (`int`, *optional*, defaults to 1): Images to run at once.
             num_workers (`int`, *optional*, defaults to 0): Processes that load and prepare images.
