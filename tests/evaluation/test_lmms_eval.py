@@ -20,8 +20,12 @@ from instructblip_hf import (
     InstructBlipProcessor,
     bundled_checkpoint,
 )
+from instructblip_hf.data.sources.datasets import CatalogDataset
 from instructblip_hf.data.sources.shapes_world import ShapesWorld
+from instructblip_hf.evaluation.answering import TaskModel, distinct_answers
 from instructblip_hf.evaluation.lmms_eval import TASKS_FOLDER
+from instructblip_hf.evaluation.scoring import score
+from instructblip_hf.evaluation.tasks import TASKS
 from official_formats import write_dataset, write_json, write_jsonl
 from tiny_models import IMAGE_SIZE, NUM_QUERY_TOKENS, config_dict, randomise
 from tiny_tokenizers import language_tokenizer, qformer_tokenizer
@@ -173,7 +177,8 @@ def data_in_place(data):
 def numbers(results, name):
     """Reported numbers by name, without standard errors."""
     found = results["results"][f"instructblip_{name}"]
-    return {key.removesuffix(",none"): value for key, value in found.items() if key.endswith(",none")}
+    numbers = {key.removesuffix(",none"): value for key, value in found.items() if key.endswith(",none")}
+    return {key: value for key, value in numbers.items() if "_stderr" not in key}
 
 
 def losses(results, name):
@@ -402,6 +407,33 @@ def test_logs_do_not_repeat_the_answers_to_choose_from(generated):
     sample = generated[1]["samples"]["instructblip_msvd_qa"][0]
     assert "4 answers" in json.dumps(sample, default=str)
     assert generated[1]["configs"]["instructblip_msvd_qa"]["metadata"]["unverified"]
+
+
+def test_answers_and_numbers_are_those_of_the_evaluation_without_lmms_eval(data_root, tasks, monkeypatch):
+    monkeypatch.setenv("INSTRUCTBLIP_DATA_ROOT", str(data_root))
+    names = [file.stem for file in sorted(TASKS_FOLDER.glob("*.yaml"))]
+    found = run(BUNDLED, names, tasks, batch_size=2)
+    model = InstructBlipForConditionalGeneration.from_pretrained(bundled_checkpoint()).eval()
+    processor = InstructBlipProcessor.from_pretrained(bundled_checkpoint())
+    for name in names:
+        task = TASKS[name]
+        rows = CatalogDataset(task.dataset, data_root / task.dataset, task.split)
+        train = ()
+        if task.candidates == "train_answers":
+            train = distinct_answers(CatalogDataset(task.dataset, data_root / task.dataset, "train"))
+        asked = TaskModel(model, processor, task, train_answers=train)
+        records = asked.answer([rows[index] for index in range(len(rows))])
+        expected = score(
+            task, [rows.peek(index) for index in range(len(rows))], {record["id"]: record for record in records}
+        )
+        assert numbers(found, name)[expected.name] == pytest.approx(expected.value)
+        for reported, value in numbers(found, name).items():
+            assert value == pytest.approx(expected.result[reported])
+        samples = sorted(found["samples"][f"instructblip_{name}"], key=lambda sample: sample["doc_id"])
+        for sample, record in zip(samples, records, strict=True):
+            assert sample["arguments"][0] == record["prompt"]
+            if task.inference == "generate" or train:
+                assert sample["filtered_resps"] == [record["prediction"]]
 
 
 # --- tasks of others --------------------------------------------------------------------------------------------------

@@ -90,13 +90,13 @@ class InstructBlipHf(lmms):
 
     Args:
         pretrained (`str`): A folder, a Hub id, or the name of a bundled checkpoint.
-        device (`str`, *optional*): By default that which accelerate gives this process.
+        device (`str`, *optional*): By default that which accelerate gives this process, as always with several of them.
         dtype (`str`, *optional*): One of `DTYPES`; by default bfloat16 on an accelerator and float32 on a CPU.
         batch_size (`int`, *optional*, defaults to 1): Documents that are answered at a time.
         decoding (`str`, *optional*): One of `DECODINGS`, LAVIS's settings in place of those of the tasks.
         ranking_length_penalty (`float`, *optional*, defaults to 0.0): ``length_penalty`` of ``model.rank_candidates``:
             0 for the sum over an answer's tokens, 1 for their mean.
-        chunk_size (`int`, *optional*, defaults to 128): As in ``model.rank_candidates``.
+        chunk_size (`int`, *optional*): As in ``model.rank_candidates``, whose default it has.
         num_frames (`int`, *optional*, defaults to 4): Frames of a video.
         kwargs: Refused, by name.
 
@@ -115,7 +115,7 @@ class InstructBlipHf(lmms):
         batch_size: int | str = 1,
         decoding: str | None = None,
         ranking_length_penalty: float = 0.0,
-        chunk_size: int = 128,
+        chunk_size: int | None = None,
         num_frames: int = 4,
         **kwargs: Any,
     ) -> None:
@@ -136,7 +136,6 @@ class InstructBlipHf(lmms):
             raise ValueError(f"decoding is {decoding!r}; allowed are {', '.join(DECODINGS)}")
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        # Of several processes each has a device of its own.
         is_alone = self._world_size == 1
         self.device = torch.device(device) if device is not None and is_alone else self.accelerator.device
         if dtype is None:
@@ -146,7 +145,9 @@ class InstructBlipHf(lmms):
         self.batch_size = int(batch_size)
         self.decoding: Decoding | None = None if decoding is None else DECODINGS[decoding]
         self.num_frames = num_frames
-        self.ranking_options = {"length_penalty": float(ranking_length_penalty), "chunk_size": int(chunk_size)}
+        self.ranking_options: dict[str, Any] = {"length_penalty": float(ranking_length_penalty)}
+        if chunk_size is not None:
+            self.ranking_options["chunk_size"] = int(chunk_size)
         source = _source_of(pretrained)
         self.processor = InstructBlipProcessor.from_pretrained(source)
         model: Any = InstructBlipForConditionalGeneration.from_pretrained(source, dtype=getattr(torch, dtype))
@@ -162,6 +163,7 @@ class InstructBlipHf(lmms):
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Answers to requests, each up to the first of its stop strings."""
         answers = [""] * len(requests)
+        prompts = [request.args[0] for request in requests]
         # Requests with the same decoding go together.
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
@@ -170,7 +172,7 @@ class InstructBlipHf(lmms):
             for places in groups.values():
                 kwargs = requests[places[0]].args[1]
                 generation = generation_of(kwargs, self.is_encoder_decoder, self.decoding)
-                for batch in _batches(places, [request.args[0] for request in requests], self.batch_size):
+                for batch in _batches(places, prompts, self.batch_size):
                     asked = [_Asked.of(requests[place]) for place in batch]
                     for place, text in zip(batch, self._answer(asked, generation)):
                         answers[place] = text
