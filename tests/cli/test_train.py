@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from instructblip_hf.training import shipped_recipes
+from official_formats import write_dataset
 
 
 @pytest.fixture
@@ -37,6 +38,26 @@ def test_train_then_ask(run, recipe):
     assert asked.exit_code == 0, asked.output
 
 
+def test_tasks_choose_the_best_checkpoint(run, recipe, monkeypatch):
+    write_dataset("gqa", recipe.parent / "data" / "gqa")
+    text = recipe.read_text().replace(
+        "learning_rate: 1e-3",
+        "learning_rate: 1e-3, eval_strategy: steps, eval_steps: 1, save_strategy: steps, save_steps: 1, "
+        "metric_for_best_model: eval_gqa, greater_is_better: true, load_best_model_at_end: true",
+    )
+    recipe.write_text(text + "evaluation: {tasks: [gqa], root: data, limit: 1, batch_size: 4}\n")
+    result = run("train", recipe)
+    assert result.exit_code == 0, result.output
+    state = json.loads((recipe.parent / "flags" / "trainer_state.json").read_text())
+    values = [entry["eval_gqa"] for entry in state["log_history"] if "eval_gqa" in entry]
+    assert state["best_metric"] == max(values)
+    folders = {path.name.rsplit("-", 1)[0] for path in (recipe.parent / "flags" / "evaluation").iterdir()}
+    assert folders == {"step-1", "step-2"}
+    assert re.search(rf"^gqa +{max(values):.4f}$", result.stdout, re.MULTILINE)
+    final = json.loads((recipe.parent / "flags" / "eval_results.json").read_text())
+    assert final["eval_gqa"] == max(values)
+
+
 def test_set_output_and_resume(run, recipe):
     steps = ["--set", "training.save_strategy=steps", "--set", "training.save_steps=1"]
     assert run("train", recipe, "-o", "out", *steps).exit_code == 0
@@ -53,6 +74,13 @@ def test_set_output_and_resume(run, recipe):
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
+        (["evaluation.tasks=[gqa]"], ["evaluation.root: missing"]),
+        (
+            ["evaluation.tasks=[gqa]", "evaluation.root=nowhere", "evaluation.limit=3"],
+            ["evaluation.root: there is no folder", "evaluation: needs training.eval_strategy"],
+        ),
+        (["evaluation.tasks=[]", "evaluation.root=."], ["evaluation: tasks is empty"]),
+        (["evaluation.tasks=[vqa]", "evaluation.root=.", "training.eval_strategy=epoch"], ["there is no task 'vqa'"]),
         (["training.max_stepz=1"], ["training.max_stepz: unknown key; did you mean 'max_steps'?"]),
         (
             ["training.max_steps=x", "model.path=nowhere"],

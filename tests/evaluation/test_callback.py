@@ -32,7 +32,8 @@ def test_values_are_logged_and_weights_go_on_training(gqa_root, tmp_path):
         weights.append(model.language_projection.weight.detach())
     assert len(logged(trainer, "eval_gqa")) == 3
     for step, value in enumerate(logged(trainer, "eval_gqa"), start=1):
-        results = json.loads((folder / "evaluation" / f"step-{step}" / "results.json").read_text())
+        (evaluation,) = (folder / "evaluation").glob(f"step-{step}-*")
+        results = json.loads((evaluation / "results.json").read_text())
         assert results["tasks"]["gqa"]["value"] == value
     # Dropout's random numbers are the same as without.
     assert (weights[0] == weights[1]).all()
@@ -41,7 +42,7 @@ def test_values_are_logged_and_weights_go_on_training(gqa_root, tmp_path):
 @pytest.mark.parametrize("best", [1, 2])
 def test_the_best_checkpoint_by_a_task(best, gqa_root, tmp_path, monkeypatch):
     def scripted(*args, **kwargs):
-        step = int(str(args[4]).rsplit("-", 1)[1])
+        step = int(args[4].name.split("-")[1])
         return {"tasks": {"gqa": {"value": 0.9 if step == best else 0.1}, "vizwiz": {}}}
 
     monkeypatch.setattr(module, "evaluate", scripted)
@@ -77,6 +78,12 @@ def test_several_evaluation_sets_run_the_tasks_once(gqa_root, tmp_path, monkeypa
     trainer.add_callback(EvaluationCallback(trainer, ["gqa"], gqa_root))
     trainer.train()
     assert len(calls) == 1
+    # The same weights again, and others.
+    assert trainer.evaluate()["eval_gqa"] == 0.5
+    assert len(calls) == 1
+    trainer.model.language_projection.bias.data += 1.0
+    trainer.evaluate()
+    assert len(calls) == 2
 
 
 def test_a_trainer_that_cannot_is_refused(gqa_root, tmp_path):

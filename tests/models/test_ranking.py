@@ -96,8 +96,23 @@ def random_candidates(number, seed=0, alphabet=8, longest=5):
     return [torch.randint(3, 3 + alphabet, (length,), generator=generator).tolist() for length in lengths]
 
 
+def check_stock_cache(kind):
+    """Skips for a language model that in this version of transformers predicts otherwise with its cache than without."""
+    model = language_model(kind)[0]
+    if not model.config.is_encoder_decoder:
+        return
+    ids, targets = torch.tensor([[5, 9, 7]]), torch.tensor([[0, 5, 8, 6]])
+    with torch.no_grad():
+        first = model(input_ids=ids, decoder_input_ids=targets[:, :1], use_cache=True)
+        rest = model(input_ids=ids, decoder_input_ids=targets[:, 1:], past_key_values=first.past_key_values).logits
+        expected = model(input_ids=ids, decoder_input_ids=targets).logits[:, 1:]
+    if (rest - expected).abs().max() > 1e-3:
+        pytest.skip(f"{kind} of transformers {transformers.__version__} predicts otherwise with its own cache")
+
+
 @pytest.mark.parametrize("kind", [*TREES, *ROWS])
 def test_equals_brute_force(kind):
+    check_stock_cache(kind)
     embeds, mask = prompts([7, 4, 9], 9)
     candidates = random_candidates(30)
     output = rank(kind, embeds, mask, candidates, chunk_size=7)

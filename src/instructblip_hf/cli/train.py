@@ -69,13 +69,19 @@ def run_train(
     skip_bad_rows: int | None = None,
 ) -> None:
     """Checks the recipe, trains, and says where the model is."""
+    from ..evaluation.tasks import eval_task
     from ..training.recipe import load_recipe
+    from .evaluate import task_names
 
     recipe = _given(recipe)
     if skip_bad_rows is not None:
         changes = [*changes, f"data.skip_bad_rows={skip_bad_rows}"]
     with user_errors():
         checked = load_recipe(recipe, changes)
+        # Names of tasks, and groups of them.
+        tasks = task_names(",".join(checked.evaluation.tasks)) if checked.evaluation is not None else []
+        for name in tasks:
+            eval_task(name)
 
         if not Path(checked.model.path).is_dir():
             reach_hub(checked.model.path)
@@ -83,6 +89,12 @@ def run_train(
         from ..training.run import prepare_run
 
         run = prepare_run(checked, output, resume)
+        if checked.evaluation is not None:
+            from ..evaluation.callback import EvaluationCallback
+            from ..evaluation.runner import EvaluationOptions
+
+            options = EvaluationOptions(batch_size=checked.evaluation.batch_size, limit=checked.evaluation.limit)
+            run.trainer.add_callback(EvaluationCallback(run.trainer, tasks, checked.evaluation.root, options))
     # Of several processes one speaks.
     say: Callable[..., None] = print if run.trainer.is_world_process_zero() else _say_nothing
     say(f"recipe {checked.path}\noutput {run.output_dir}")
@@ -98,6 +110,9 @@ def run_train(
         say(f"train loss {result.train_metrics['train_loss']:.4f}")
     if result.eval_metrics:
         say(f"eval loss  {result.eval_metrics['eval_loss']:.4f}")
+    for name in tasks:
+        if f"eval_{name}" in result.eval_metrics:
+            say(f"{name:10} {result.eval_metrics[f'eval_{name}']:.4f}")
     left_out = run.trainer.bad_rows.summary()
     if left_out is not None:
         say(f"bad rows   {left_out}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .runner import EvaluationOptions, evaluate
+from .runner import EvaluationOptions, describe_model, evaluate
 from .tasks import EvalTask, eval_task
 
 
@@ -17,7 +17,8 @@ class EvaluationCallback(TrainerCallback):
     """Runs tasks at every evaluation of a `transformers.Trainer`, and adds ``eval_TASK`` to its metrics and logs.
 
     ``metric_for_best_model="eval_gqa"`` then keeps the checkpoint with the best answers to GQA. Answers and results are in
-    ``OUTPUT_DIR/evaluation/step-N``. To be added before an `EarlyStoppingCallback` that reads these metrics.
+    ``OUTPUT_DIR/evaluation/step-N-FINGERPRINT``, by a fingerprint of the weights: the same ones are not evaluated twice. To be
+    added before an `EarlyStoppingCallback` that reads these metrics.
 
     Args:
         trainer (`Trainer`): Whose model is evaluated, with a processor as its ``processing_class``.
@@ -51,34 +52,32 @@ class EvaluationCallback(TrainerCallback):
         self.trainer, self.data_root = trainer, data_root
         self.tasks = dict(tasks) if isinstance(tasks, Mapping) else {name: eval_task(name) for name in tasks}
         self.options = replace(options or EvaluationOptions(), progress=not trainer.args.disable_tqdm)
-        self._done = -1
+        self._values: dict[str, dict[str, float]] = {}
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Of several evaluation sets at one step, the first one's metrics get the values."""
-        if state.global_step == self._done:
-            return
-        self._done = state.global_step
+        """Runs the tasks, unless they ran with the same weights: there may be several evaluation sets at one step."""
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        fingerprint = describe_model(model, "")["fingerprint"]
+        if fingerprint not in self._values:
+            name = f"step-{state.global_step}-{fingerprint[:8]}"
+            self._values = {fingerprint: self._evaluate(model, Path(str(args.output_dir)) / "evaluation" / name)}
+            self.trainer.log(dict(self._values[fingerprint]))
+        kwargs["metrics"].update(self._values[fingerprint])
+
+    def _evaluate(self, model: Any, folder: Path) -> dict[str, float]:
         training = [module for module in model.modules() if module.training]
         model.eval()
         try:
             with self.trainer.autocast_smart_context_manager():
                 results = evaluate(
-                    model,
-                    self.trainer.processing_class,
-                    self.tasks,
-                    self.data_root,
-                    Path(str(args.output_dir)) / "evaluation" / f"step-{state.global_step}",
-                    options=self.options,
+                    model, self.trainer.processing_class, self.tasks, self.data_root, folder, options=self.options
                 )
         finally:
             for module in training:
                 module.training = True
-        values = {f"eval_{name}": one["value"] for name, one in results["tasks"].items() if "value" in one}
-        self.trainer.log(dict(values))
-        kwargs["metrics"].update(values)
+        return {f"eval_{name}": one["value"] for name, one in results["tasks"].items() if "value" in one}
 
 
 __all__ = ["EvaluationCallback"]

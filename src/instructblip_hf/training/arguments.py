@@ -203,6 +203,34 @@ class OptimizationArguments:
 
 
 @dataclass(frozen=True)
+class EvaluationArguments:
+    """Tasks of the protocol that are run at every evaluation of a training, see ``docs/evaluation.md``.
+
+    Args:
+        tasks (`list[str]`): Their names.
+        root (`str`): Folder with a folder of official files for each dataset.
+        limit (`int`, *optional*): Only the first rows of each split.
+        batch_size (`int`, *optional*, defaults to 8): Rows answered at once.
+
+    Raises:
+        ValueError: For no task, or a number below 1.
+    """
+
+    tasks: list[str] = field(metadata={"help": "Names of tasks of the protocol."})
+    root: str = field(metadata={"help": "Folder with a folder of official files for each dataset."})
+    limit: int | None = field(default=None, metadata={"help": "Only the first rows of each split."})
+    batch_size: int = field(default=8, metadata={"help": "Rows answered at once."})
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("tasks is empty; there must be at least one")
+        for name in ("limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
 class ModelArguments:
     """Where a recipe starts from.
 

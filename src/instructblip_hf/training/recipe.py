@@ -1,7 +1,7 @@
 """Recipes: one YAML file a training run, read and checked as a whole before anything heavy starts.
 
-A recipe has the sections ``model``, ``freezing``, ``optimization``, ``data`` and ``training``; the last one takes the
-fields of `transformers.TrainingArguments`. Files that a recipe names are relative to the recipe;
+A recipe has the sections ``model``, ``freezing``, ``optimization``, ``data``, ``evaluation`` and ``training``; the last one
+takes the fields of `transformers.TrainingArguments`. Files that a recipe names are relative to the recipe;
 ``training.output_dir`` is relative to where the command runs. `load_recipe` reports everything that is wrong at once.
 Reading the file, and the recipe that it may extend, is in `recipe_file`.
 """
@@ -18,6 +18,7 @@ from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
 from .arguments import (
     FREEZING_PRESETS,
     DataArguments,
+    EvaluationArguments,
     FreezingPolicy,
     ModelArguments,
     OptimizationArguments,
@@ -58,6 +59,7 @@ class Recipe:
         data (`DataArguments`): With file names made absolute.
         training (`dict[str, Any]`): Arguments for `transformers.TrainingArguments`.
         optimization (`OptimizationArguments`): Learning rates that differ from ``training.learning_rate``.
+        evaluation (`EvaluationArguments`, *optional*): Tasks of the protocol to run at every evaluation.
     """
 
     path: Path
@@ -66,6 +68,7 @@ class Recipe:
     data: DataArguments
     training: dict[str, Any]
     optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
+    evaluation: EvaluationArguments | None = None
 
     @property
     def output_dir(self) -> Path:
@@ -132,6 +135,10 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     training_section = content.get("training", {})
     training, found = _check_training(training_section, has_evaluation)
     problems += found
+    evaluation, found = _check_evaluation(written.get("evaluation"), path.parent, data_files)
+    problems += found
+    if evaluation is not None and str(training.get("eval_strategy", "no")) == "no":
+        problems.append("evaluation: needs training.eval_strategy, which says when the tasks are run")
     max_steps = training_section.get("max_steps", 0) if isinstance(training_section, dict) else 0
     if data is not None and _is_mixture(data.train) and isinstance(max_steps, int) and max_steps < 1:
         problems.append("training.max_steps: missing; a mixture has no end of its own")
@@ -140,7 +147,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     if problems:
         raise RecipeError(path.name, problems)
     data = replace(data, **plain(data_paths))
-    return Recipe(path, replace(model, **model_path), freezing, data, training, optimization)
+    return Recipe(path, replace(model, **model_path), freezing, data, training, optimization, evaluation)
 
 
 def _check_tower(freezing: FreezingPolicy) -> list[str]:
@@ -159,6 +166,19 @@ def _check_tower(freezing: FreezingPolicy) -> list[str]:
         for name, word in inside.items()
         if word != "frozen"
     ]
+
+
+def _check_evaluation(section: Any, base: Path, files: bool) -> tuple[EvaluationArguments | None, list[str]]:
+    """The tasks with an absolute root, and what is wrong with them. Their names are checked by who runs them."""
+    if section is None:
+        return None, []
+    evaluation, problems = build(EvaluationArguments, plain(section), "evaluation")
+    if evaluation is None:
+        return None, problems
+    root = folder_of(section["root"], base) / Path(evaluation.root).expanduser()
+    if files and not root.is_dir():
+        problems = [f"evaluation.root: there is no folder {root}"]
+    return replace(evaluation, root=str(root.resolve())), problems
 
 
 def _check_training(section: Any, has_evaluation: bool) -> tuple[dict[str, Any], list[str]]:
