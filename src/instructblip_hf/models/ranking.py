@@ -93,7 +93,7 @@ def rank_continuations(
             raise ValueError(f"a candidate has the token id {wrong}; the vocabulary has {vocabulary} tokens")
     state_class: Any = Seq2SeqPromptState if is_encoder_decoder else CausalPromptState
     # Where only the best are wanted, which nodes to read follows from the prompt; of few it is not worth a pass of its own.
-    reads_all = top_k is None or max(len(trie.inner) for trie in tries) <= FEW
+    reads_all = top_k is None or max(len(trie.inner) for trie in tries) <= min(FEW, chunk_size)
     with_prompt = reads_all and state_class.takes_trees(language_model)
     first = [trie.inner[:chunk_size] if with_prompt else [] for trie in tries]
     is_all = with_prompt and all(len(trie.inner) <= chunk_size for trie in tries)
