@@ -8,7 +8,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructblip_hf.models import prompt_state
+from instructblip_hf.models import prompt_state, ranking
 from instructblip_hf.models.ranking import label_scores, lavis_segment_scores, rank_continuations
 from tiny_models import VOCABULARY, text_config
 
@@ -185,6 +185,21 @@ def test_prompt_and_first_chunk_are_one_pass(kind):
             assert len(calls) == passes
     finally:
         handle.remove()
+
+
+def test_large_batches_read_fewer_nodes_at_once(monkeypatch):
+    embeds, mask = prompts([7, 4, 5, 6], 7)
+    candidates = [[[first, second, 3] for first in range(4, 9) for second in range(4, 9)]] * 4
+    expected = rank("llama", embeds, mask, candidates).scores
+    monkeypatch.setattr(ranking, "MOST_LOGITS", 4 * VOCABULARY * 5)
+    formed = []
+    handle = language_model("llama")[0].lm_head.register_forward_hook(lambda _, __, out: formed.append(out.numel()))
+    try:
+        scores = rank("llama", embeds, mask, candidates).scores
+    finally:
+        handle.remove()
+    assert max(formed) <= 4 * VOCABULARY * (5 + 1)  # one more each for the prompt
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])

@@ -19,6 +19,8 @@ from .candidates import CandidateTrie
 from .prompt_state import CausalPromptState, Seq2SeqPromptState, TokenTree
 
 
+MOST_LOGITS = 2**28
+"""Logits that are formed at a time, 1 GiB in float32; of large batches and vocabularies fewer nodes are read at once."""
 FEW = 64
 """Nodes of a tree that are read together with the prompt even where some could be left out."""
 
@@ -68,7 +70,8 @@ def rank_continuations(
             mean. As in beam search.
         top_k (`int`, *optional*): Only the best ones are wanted, which leaves out what can not be among them. Exact.
         chunk_size (`int`, *optional*, defaults to 256):
-            Most tokens a sample, or rows, that the language model reads at once.
+            Most tokens a sample, or rows, that the language model reads at once; fewer where that makes more logits than
+            `MOST_LOGITS`.
         return_greedy (`bool`, *optional*, defaults to `False`): Whether the output has ``is_greedy``.
 
     Returns:
@@ -91,6 +94,7 @@ def rank_continuations(
         if max(trie.tokens) >= vocabulary or min(trie.tokens) < 0:
             wrong = next(token for token in trie.tokens if not 0 <= token < vocabulary)
             raise ValueError(f"a candidate has the token id {wrong}; the vocabulary has {vocabulary} tokens")
+    chunk_size = min(chunk_size, max(1, MOST_LOGITS // (batch * vocabulary)))
     state_class: Any = Seq2SeqPromptState if is_encoder_decoder else CausalPromptState
     # Where only the best are wanted, which nodes to read follows from the prompt; of few it is not worth a pass of its own.
     reads_all = top_k is None or max(len(trie.inner) for trie in tries) <= min(FEW, chunk_size)
