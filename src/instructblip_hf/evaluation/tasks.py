@@ -8,7 +8,7 @@ of it stand in answers of the authors and in code derived from theirs. ``source`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -303,33 +303,15 @@ TASKS: dict[str, EvalTask] = {
     "ocr_vqa": EvalTask(
         "ocr_vqa", "test", _VQA, "ocr_vqa_accuracy", "as VizWiz, without OCR tokens", unverified=("prompt", _DECODING)
     ),
-    # --- answers on servers
-    "vqav2_test_dev": EvalTask(
-        "vqav2", "test-dev", _VQA, "vqa_accuracy", "as vqav2", unverified=("prompt", _DECODING), server="VQA"
-    ),
-    "vqav2_test": EvalTask(
-        "vqav2", "test", _VQA, "vqa_accuracy", "as vqav2", unverified=("prompt", _DECODING), server="VQA"
-    ),
-    "textvqa_test": EvalTask(
-        "textvqa",
-        "test",
-        "OCR tokens: {ocr_tokens}. Question: {question} Short answer:",
-        "vqa_accuracy",
-        "as textvqa",
-        without={"ocr_tokens": _VQA},
-        unverified=("wording", "which OCR", _DECODING),
-        server="TextVQA",
-    ),
-    "nocaps_test": EvalTask(
-        "nocaps",
-        "test",
-        "A short image description: ",
-        "caption_scores",
-        "as nocaps",
-        decoding=CAPTION,
-        unverified=(_DECODING,),
-        server="NoCaps",
-    ),
+}
+TASKS |= {
+    name: replace(TASKS[public], split=split, source=f"as {public}", server=server)
+    for name, public, split, server in (
+        ("vqav2_test_dev", "vqav2", "test-dev", "VQA"),
+        ("vqav2_test", "vqav2", "test", "VQA"),
+        ("textvqa_test", "textvqa", "test", "TextVQA"),
+        ("nocaps_test", "nocaps", "test", "NoCaps"),
+    )
 }
 """The protocol, by name of the task."""
 

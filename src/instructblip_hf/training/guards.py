@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate import DistributedType
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -163,7 +162,7 @@ class GuardedTrainer(SafeSavingTrainer):
     @torch.no_grad()
     def _is_finite_alone(self, model: nn.Module, number: int) -> bool:
         """Whether a row by itself has a finite loss; taken for granted where other processes had to compute, too."""
-        if self.is_fsdp_enabled or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return True
         whole = self.accelerator.unwrap_model(model)
         whole.eval()
