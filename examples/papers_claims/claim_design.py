@@ -26,7 +26,7 @@ class Design:
         finetuning_tasks (`tuple[str, ...]`): On which tasks.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     scenes: int = 8000
     test_scenes: int = 1000
     examples: int = 200

@@ -24,7 +24,8 @@ Finetuning. On 128 rows of one task, from the tuned and from the captions-only m
 Measure. Exact match on 200 questions a task about scenes that nobody trains on, the same for all models, asked in
     instructions unless said otherwise; the mean over tasks.
 Sizes. One pilot, of the default arm alone with a seed that is not the study's and with batches of 64, showed that 500 steps
-    teach it something; steps and batches were then cut to what an hour on one busy core holds.
+    teach it something; steps and batches were then cut to what an hour on one busy core holds. Three seeds were planned, two
+    more were added by the clock, before a result was read.
 Verdicts. By intervals of 95 % of the paired differences over seeds, see ``claim_statistics.py``.
 
 Not in it: the paper's sizes, its choice of the best checkpoint (here it is the last), dialogues, and the stages before
