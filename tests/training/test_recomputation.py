@@ -128,6 +128,78 @@ def test_activation_checkpointing_goes_on_as_before():
         assert torch.equal(gradient, expected[name]), name
 
 
+def test_activation_checkpointing_computes_nothing_more():
+    model = language_model("llama").train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    ids = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(1))
+    calls = []
+    model.model.layers[0].mlp.gate_proj.register_forward_hook(lambda *_: calls.append(1))
+    with activations_recomputed(model):
+        loss = model(input_ids=ids, labels=ids).loss
+    assert len(calls) == 1
+    loss.backward()
+    assert len(calls) == 2
+
+
+class Pair(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        self.first, self.act, self.second = nn.Linear(4, 8), act, nn.Linear(8, 1)
+
+    def forward(self, states):
+        return self.second(self.act(self.first(states)))
+
+
+@pytest.mark.parametrize(
+    "act",
+    [nn.SiLU(inplace=True), nn.Hardswish(inplace=True), nn.Mish(inplace=True), nn.RReLU(), nn.GELU(), nn.PReLU()],
+    ids=repr,
+)
+@pytest.mark.parametrize("hook", [None, lambda _, __, output: output * 3, lambda _, __, output: output.mul_(3)])
+def test_whatever_a_module_does(act, hook):
+    torch.manual_seed(0)
+    model = Pair(act).train()
+    handle = act.register_forward_hook(hook) if hook is not None else None
+    states = torch.randn(5, 4)
+    gradients = []
+    for context in (nullcontext(), activations_recomputed(model)):
+        model.zero_grad()
+        torch.manual_seed(1)
+        with context:
+            loss = model(states).sum()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    if handle is not None:
+        handle.remove()
+    for own, expected in zip(*gradients):
+        assert torch.equal(own, expected)
+
+
+def test_under_autocast_the_function_is_computed_as_before():
+    class Product(nn.Module):
+        """An activation of transformers' kind with an operation that autocast changes the dtype of."""
+
+        def forward(self, states):
+            return states * torch.sigmoid(states @ torch.ones(8, 8))
+
+    from instructblip_hf.training import recomputation
+
+    torch.manual_seed(0)
+    model = Pair(Product())
+    states = torch.randn(5, 4)
+    gradients = []
+    for recompute in (False, True):
+        model.zero_grad()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recomputation, "activation_modules", lambda model: [model.act])
+            with torch.autocast("cpu", torch.bfloat16), activations_recomputed(model) if recompute else nullcontext():
+                loss = model(states).sum()
+        loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for own, expected in zip(*gradients):
+        assert torch.equal(own, expected)
+
+
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
 def test_training_gives_the_same_weights_and_keeps_less(kind, tmp_path):
     runs = []

@@ -26,6 +26,7 @@ class _Output(NamedTuple):
     input: torch.Tensor
     input_version: int
     output_version: int
+    autocast: torch.dtype | None
 
 
 class _Narrow(NamedTuple):
@@ -44,7 +45,8 @@ class _Recomputed(NamedTuple):
 
 
 def activation_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules that apply one of transformers' or torch's activation functions element by element, and have no weights."""
+    """Modules that apply one of transformers' or torch's activation functions element by element: without weights, without
+    random numbers, and not in place."""
     entries: Any = ACT2CLS.values()
     classes = {entry[0] if isinstance(entry, tuple) else entry for entry in entries}
     return [
@@ -53,6 +55,8 @@ def activation_modules(model: nn.Module) -> list[nn.Module]:
         if (type(module) in classes or type(module).__module__ == nn.modules.activation.__name__)
         and not any(True for _ in module.children())
         and not any(True for _ in module.parameters())
+        and not getattr(module, "inplace", False)
+        and not isinstance(module, nn.RReLU)
     ]
 
 
@@ -72,10 +76,15 @@ def activations_recomputed(model: nn.Module) -> Iterator[None]:
 
     def note(function: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         node = output.grad_fn if isinstance(output, torch.Tensor) and len(inputs) == 1 else None
-        # A function whose gradient follows from its output (ReLU, tanh) does not keep its input.
-        if node is not None and hasattr(node, "_saved_self") and not hasattr(node, "_saved_result"):
-            kept = inputs[0].detach()
-            outputs[output] = _Output(function, kept, kept._version, output._version)
+        # Of the type, as asking the node itself would unpack the tensor. A function whose gradient follows from its output
+        # (ReLU, tanh) does not keep its input.
+        kind = type(node)
+        if node is None or not hasattr(kind, "_saved_self") or hasattr(kind, "_saved_result"):
+            return
+        kept = inputs[0].detach()
+        device = kept.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        outputs[output] = _Output(function, kept, kept._version, output._version, autocast)
 
     def pack(tensor: torch.Tensor) -> Any:
         base: Any = tensor._base if tensor._is_view() else tensor
@@ -89,7 +98,8 @@ def activations_recomputed(model: nn.Module) -> Iterator[None]:
             return packed.tensor.float()
         return _compute(packed) if isinstance(packed, _Recomputed) else packed
 
-    handles = [module.register_forward_hook(note) for module in activation_modules(model)]
+    # First of all hooks: what others make of the output is another tensor, or another version of it.
+    handles = [module.register_forward_hook(note, prepend=True) for module in activation_modules(model)]
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield
@@ -121,7 +131,8 @@ def _compute(packed: _Recomputed) -> torch.Tensor:
             "is to be computed again from it"
         )
     forward: Callable[..., torch.Tensor] = output.function.forward
-    with torch.no_grad():
+    device = output.input.device.type
+    with torch.no_grad(), torch.autocast(device, output.autocast, enabled=output.autocast is not None):
         return forward(output.input).as_strided(packed.size, packed.stride, packed.offset)
 
 
