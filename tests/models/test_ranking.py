@@ -202,6 +202,32 @@ def test_large_batches_read_fewer_nodes_at_once(monkeypatch):
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "t5", "bart"])
+def test_a_model_that_predicts_nan_is_told(kind):
+    embeds, mask = prompts([7, 4], 7)
+    handle = language_model(kind)[0].get_output_embeddings().register_forward_hook(lambda _, __, out: out * torch.nan)
+    try:
+        with pytest.raises(ValueError, match=r"predicts NaN in torch\.float32"):
+            rank(kind, embeds, mask, [[5, 6], [7]])
+    finally:
+        handle.remove()
+
+
+def test_rows_copy_few_prompts_at_once(monkeypatch):
+    embeds, mask = prompts([7], 7)
+    candidates = [[first, second, 3] for first in range(4, 9) for second in range(4, 9)]
+    expected = rank("mistral", embeds, mask, candidates).scores
+    monkeypatch.setattr(ranking, "MOST_COPIED_TOKENS", 7 * 4)
+    rows = []
+    handle = language_model("mistral")[0].lm_head.register_forward_hook(lambda _, __, out: rows.append(len(out)))
+    try:
+        scores = rank("mistral", embeds, mask, candidates).scores
+    finally:
+        handle.remove()
+    assert max(rows) == 4
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_a_model_that_reads_trees_reads_rows_too(kind, monkeypatch):
     embeds, mask = prompts([7, 4], 7)

@@ -294,7 +294,9 @@ def _seen_with_prompt(mask: torch.Tensor, tree: TokenTree) -> torch.Tensor:
     batch, width = mask.shape
     nodes = tree.tokens.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
-    of_prompt = nn.functional.pad(causal & mask[:, None], (0, nodes), value=False)
+    # Padding sees itself, as a row that sees nothing may become NaN.
+    itself = torch.eye(width, dtype=torch.bool, device=mask.device)
+    of_prompt = nn.functional.pad((causal & mask[:, None]) | itself, (0, nodes), value=False)
     of_nodes = torch.cat([mask[:, None].expand(-1, nodes, -1), tree.visible], dim=2)
     return torch.cat([of_prompt, of_nodes], dim=1)
 

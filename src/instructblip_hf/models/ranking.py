@@ -21,6 +21,8 @@ from .prompt_state import CausalPromptState, Seq2SeqPromptState, TokenTree
 
 MOST_LOGITS = 2**28
 """Logits that are formed at a time, 1 GiB in float32; of large batches and vocabularies fewer nodes are read at once."""
+MOST_COPIED_TOKENS = 4096
+"""Tokens of prompts whose keys and values are copied at a time, for models that read candidates as rows."""
 FEW = 64
 """Nodes of a tree that are read together with the prompt even where some could be left out."""
 
@@ -78,8 +80,8 @@ def rank_continuations(
         [`RankingOutput`]
 
     Raises:
-        ValueError: For no candidates or an empty one, token ids out of range, lists of the wrong number, or a
-            `top_k` or `chunk_size` below 1.
+        ValueError: For no candidates or an empty one, token ids out of range, lists of the wrong number, a `top_k` or
+            `chunk_size` below 1, or a model that predicts NaN.
     """
     for name, value in (("top_k", top_k), ("chunk_size", chunk_size)):
         if value is not None and value < 1:
@@ -109,6 +111,11 @@ def rank_continuations(
     for reader, read in zip(readers, first):
         reader.note_read(read)
     scores = _in_one([reader.score(chunk_size) for reader in readers], -torch.inf)  # [batch, candidates]
+    if bool(torch.stack([reader.is_broken for reader in readers]).any()):
+        raise ValueError(
+            f"the language model predicts NaN in {inputs_embeds.dtype}; float16 is too narrow for many models, bfloat16 "
+            "and float32 are not"
+        )
     is_greedy = _in_one([reader.is_greedy() for reader in readers], False) if return_greedy else None
     order = scores.argsort(dim=1, descending=True, stable=True)
     return RankingOutput(scores=scores, order=order[:, :top_k], is_greedy=is_greedy)
@@ -227,6 +234,7 @@ class _TrieScores:
         self.steps = torch.full((len(state.next_logits), entries), torch.nan, device=device)
         # Of each entry's last token, whether no other is likelier there.
         self.note_greedy, self.greedy = note_greedy, torch.zeros_like(self.steps, dtype=torch.bool)
+        self.is_broken = torch.zeros((), dtype=torch.bool, device=device)
         self.read: list[int] = []
         self._note(state.next_logits[:, None], [-1])
 
@@ -236,6 +244,8 @@ class _TrieScores:
         by_tree = bool(self.read) or self.state.reads_trees
         waiting = self._order(self.trie.inner[len(self.read) :] if by_tree else self._leaves())
         # Chunks of one size, as a pass over a few nodes costs nearly as much as one over many.
+        if not by_tree:  # each has a copy of the prompt's keys and values
+            chunk_size = min(chunk_size, max(1, MOST_COPIED_TOKENS // self.state.mask.shape[1]))
         size = chunk_size if self.top_k is None else min(16, chunk_size)
         if waiting and self.top_k is None:
             size = -(-len(waiting) // -(-len(waiting) // chunk_size))
@@ -270,6 +280,7 @@ class _TrieScores:
         logits = logits.float()
         chosen = logits[:, places, self.tokens[children]] - logits.logsumexp(-1)[:, places]
         # Rounding may put a certainty above 0, and leaving candidates out counts on none being there.
+        self.is_broken |= chosen.isnan().any()
         self.steps[:, children] = chosen.clamp(max=0)
         if self.note_greedy:
             self.greedy[:, children] = logits.argmax(-1)[:, places] == self.tokens[children]
@@ -328,6 +339,7 @@ class _TrieScores:
                 following = torch.tensor([*path[1:], end], device=index.device)
                 log_probabilities = logits[row, : len(path)].float().log_softmax(-1)
                 chosen = log_probabilities.gather(1, self.tokens[following, None])[:, 0]
+                self.is_broken |= chosen.isnan().any()
                 self.steps[prompt, following] = chosen.clamp(max=0)
                 if self.note_greedy:
                     self.greedy[prompt, following] = log_probabilities.argmax(-1) == self.tokens[following]
