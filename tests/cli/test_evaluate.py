@@ -72,7 +72,7 @@ def test_groups_of_tasks():
         (["--root", "gqa"], "--root: 'gqa' is not of the form KEY=VALUE"),
         (["--decoding", "num_beams=many"], "num_beams is 'many'; it must be a number"),
         (["--decoding", "beams=2"], "decoding has 'beams'; allowed are max_new_tokens"),
-        (["--compare-with", "GPT"], "have no model 'GPT'; they have BLIP-2"),
+        (["--compare-with", "GPT"], "has no model 'GPT'; it has BLIP-2"),
         (["--tasks", "vsr"], "with the files of vsr"),
     ],
 )

@@ -40,8 +40,11 @@ def test_values_are_logged_and_weights_go_on_training(gqa_root, tmp_path):
 
 
 @pytest.mark.parametrize("best", [1, 2])
-def test_the_best_checkpoint_by_a_task(best, gqa_root, tmp_path, monkeypatch):
+def test_the_best_checkpoint_by_a_task(best, gqa_root, data_root, tmp_path, monkeypatch):
+    folders = []
+
     def scripted(*args, **kwargs):
+        folders.append(args[4])
         step = int(args[4].name.split("-")[1])
         return {"tasks": {"gqa": {"value": 0.9 if step == best else 0.1}, "vizwiz": {}}}
 
@@ -58,8 +61,11 @@ def test_the_best_checkpoint_by_a_task(best, gqa_root, tmp_path, monkeypatch):
         load_best_model_at_end=True,
     )
     trainer = trainer_for(tiny_model(), args)
-    trainer.add_callback(EvaluationCallback(trainer, ["gqa", "vizwiz"], gqa_root))
+    trainer.add_callback(EvaluationCallback(trainer, ["gqa", "vizwiz"], data_root))
     trainer.train()
+    # The best weights are back, and were evaluated before.
+    assert trainer.evaluate()["eval_gqa"] == 0.9
+    assert len(folders) == len(set(folders)) == 3
     assert trainer.state.best_metric == 0.9
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
 
@@ -88,6 +94,8 @@ def test_several_evaluation_sets_run_the_tasks_once(gqa_root, tmp_path, monkeypa
 
 def test_a_trainer_that_cannot_is_refused(gqa_root, tmp_path):
     trainer = trainer_for(tiny_model(), arguments(tmp_path))
+    with pytest.raises(FileNotFoundError, match="files of vsr"):
+        EvaluationCallback(trainer, ["gqa", "vsr"], gqa_root)
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="spread over processes"):
         EvaluationCallback(trainer, ["gqa"], gqa_root)

@@ -17,6 +17,7 @@ def one(name, value=0.5, **changes):
         "rows_of_split": 1000,
         "metric": "vqa_accuracy",
         "changed": [],
+        "bad_rows": 0,
         "unverified": [],
         "value": value,
         "value_of": "accuracy",
@@ -40,7 +41,7 @@ def test_the_table(tmp_path):
         tmp_path,
         one("gqa", published=published, unverified=["decoding settings"]),
         one("nocaps", 1.234, **caption),
-        one("okvqa", rows=10, changed=["prompt", "decoding"]),
+        one("okvqa", rows=10, changed=["prompt", "decoding"], bad_rows=2),
         one("vizwiz", **server),
     )
     results = write_report(tmp_path)
@@ -56,7 +57,7 @@ def test_the_table(tmp_path):
             "50.0",
             "",
             "",
-            "the first of 1,000 rows; other prompt and decoding than the protocol's",
+            "the first of 1,000 rows; 2 malformed rows left out; other prompt and decoding than the protocol's",
         ],
         ["vizwiz", "val", "1,000", "", "", "", "", "answers are on a server: vizwiz/submission.json"],
     ]
@@ -114,7 +115,10 @@ def test_published_numbers():
     assert published_number("InstructBLIP Vicuna-7B", "scienceqa") == ZERO_SHOT["InstructBLIP Vicuna-7B"]["scienceqa"]
     finetuned = published_number("InstructBLIP Vicuna-7B", "scienceqa", finetuned=True)
     assert finetuned == FINETUNED["InstructBLIP Vicuna-7B"]["scienceqa"] == 79.5
-    assert published_number("InstructBLIP FlanT5-XL", "okvqa", finetuned=True) is None
+    with pytest.raises(KeyError, match="table 3 of the paper has no model 'InstructBLIP FlanT5-XL'; it has BLIP-2"):
+        published_number("InstructBLIP FlanT5-XL", "okvqa", finetuned=True)
+    for is_encoder_decoder in (False, True):
+        assert published_number(closest_published("mine", is_encoder_decoder, True), "okvqa", True) is not None
     assert published_number("InstructBLIP Vicuna-7B", "vqav2") is None
-    with pytest.raises(KeyError, match="no model 'BLIP-3'; they have BLIP-2 FlanT5-XL"):
+    with pytest.raises(KeyError, match="no model 'BLIP-3'; it has BLIP-2 FlanT5-XL"):
         published_number("BLIP-3", "gqa")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,70 @@ def test_a_row_that_fails_is_an_error_with_its_id(gqa_root, tmp_path):
         run(gqa_root, tmp_path / "out", batch_size=1)
     image.write_bytes(good)
     assert run(gqa_root, tmp_path / "out", batch_size=1)["tasks"]["gqa"]["answers_before"] == 2
+
+
+def test_a_row_that_the_model_cannot_take_is_named(gqa_root, tmp_path, monkeypatch):
+    answer = TaskModel._generate
+
+    def broken(self, inputs):
+        if len(inputs["input_ids"]) > 1 or broken.alone == 3:
+            broken.alone += len(inputs["input_ids"]) == 1
+            raise ValueError("too long")
+        broken.alone += 1
+        return answer(self, inputs)
+
+    broken.alone = 0
+    monkeypatch.setattr(TaskModel, "_generate", broken)
+    # The batch fails, and of its rows alone the fourth.
+    with pytest.raises(EvaluationError, match=r"gqa: gqa q3: too long\. The answers before it"):
+        run(gqa_root, tmp_path, batch_size=8)
+    monkeypatch.setattr(TaskModel, "_generate", lambda self, inputs: torch.empty(2)[5])
+    with pytest.raises(EvaluationError, match=r"gqa: gqa q0, q1: IndexError: index 5 is out of bounds"):
+        run(gqa_root, tmp_path, batch_size=2)
+
+
+@pytest.mark.parametrize("name", ["scienceqa", "vsr"])
+def test_nan_is_no_answer(name, data_root, tmp_path):
+    model = model_of()
+    model.language_model.lm_head.weight.data[:] = torch.nan
+    with pytest.raises(EvaluationError, match=f"{name}: .*predicts NaN"):
+        run(data_root, tmp_path, [name], model)
+    assert not (tmp_path / name / "predictions.jsonl").exists()
+
+
+def test_other_rows_of_the_same_ids_are_refused(gqa_root, tmp_path):
+    run(gqa_root, tmp_path)
+    file = gqa_root / "gqa" / "testdev_balanced_questions.json"
+    rows = json.loads(file.read_text())
+    rows["q3"]["answer"] = "blue"  # changes the score alone
+    file.write_text(json.dumps(rows))
+    assert run(gqa_root, tmp_path)["tasks"]["gqa"]["answers_before"] == 11
+    rows["q3"]["question"] = "what is left ?"
+    file.write_text(json.dumps(rows))
+    with pytest.raises(EvaluationError, match="made otherwise: rows was"):
+        run(gqa_root, tmp_path)
+
+
+def test_malformed_rows_may_be_left_out(gqa_root, tmp_path):
+    file = gqa_root / "gqa" / "testdev_balanced_questions.json"
+    rows = json.loads(file.read_text())
+    rows["q3"]["answer"] = " "
+    file.write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="has no answer"):
+        run(gqa_root, tmp_path)
+    one = run(gqa_root, tmp_path, max_bad_rows=1)["tasks"]["gqa"]
+    assert (one["rows"], one["bad_rows"]) == (10, 1)
+    assert "1 malformed rows left out" in (tmp_path / "results.md").read_text()
+
+
+def test_everything_is_opened_before_anything_is_answered(data_root, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("gqa", "msvd_qa"):
+        shutil.copytree(data_root / name, tmp_path / "data" / name)
+    (tmp_path / "data" / "msvd_qa" / "train_qa.json").unlink()
+    with pytest.raises(FileNotFoundError, match="train_qa"):
+        run(tmp_path / "data", tmp_path / "out", ["gqa", "msvd_qa"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_answers_of_another_model_or_prompt_are_refused(gqa_root, tmp_path):

@@ -171,6 +171,9 @@ def evaluate(
             "--image-root", metavar="DATASET=FOLDER", help="The folder that its image paths are relative to."
         ),
     ] = None,
+    max_bad_rows: Annotated[
+        int, typer.Option(min=0, help="Leave out up to so many malformed rows of a dataset's files, and say so.")
+    ] = 0,
     compare_with: Annotated[
         str | None, typer.Option(help="A model of the paper's tables; by default the closest to --model.")
     ] = None,
@@ -197,6 +200,7 @@ def evaluate(
             "batch_size": batch_size,
             "limit": limit,
             "prompt": prompt,
+            "max_bad_rows": max_bad_rows,
             "compare_with": compare_with,
             "finetuned": finetuned,
             "seed": seed,

@@ -39,11 +39,12 @@ def user_errors() -> Iterator[None]:
 @contextlib.contextmanager
 def training_errors() -> Iterator[None]:
     """Turns errors that a training stops with, each complete in itself, into one line and exit code 1."""
+    from ..evaluation.answering import EvaluationError
     from ..training.errors import TrainingError
 
     try:
         yield
-    except TrainingError as error:
+    except (TrainingError, EvaluationError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         raise typer.Exit(TRAINING_STOPPED) from error
 

@@ -67,9 +67,7 @@ def run_evaluate(
         from ..evaluation.runner import EvaluationOptions, evaluate
 
         settings = EvaluationOptions(decoding=decoding, **given, **options)
-        if device is None:
-            device = _device_of_process()
-        loaded = load(model, device, dtype)
+        loaded = load(model, _device_of_process(device), dtype)
         try:
             results = evaluate(
                 loaded.model, loaded.processor, chosen, data_root, output, model_name=loaded.name, options=settings
@@ -122,13 +120,15 @@ def _number(key: str, text: str) -> float | int:
         raise ValueError(f"--decoding: {key} is {text!r}; it must be a number") from error
 
 
-def _device_of_process() -> str | None:
+def _device_of_process(device: str | None) -> str | None:
     """Of several processes each has an accelerator of its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
+        return device
 
     from accelerate import PartialState
 
     from ..evaluation.runner import WAIT
 
-    return str(PartialState(timeout=WAIT).device)
+    if device is not None and ":" in device:
+        raise ValueError(f"--device is {device}, and of several processes each has a device of its own; leave it out")
+    return str(PartialState(cpu=device == "cpu", timeout=WAIT).device)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .runner import EvaluationOptions, describe_model, evaluate
+from .runner import EvaluationOptions, describe_model, evaluate, open_split
 from .tasks import EvalTask, eval_task
 
 
@@ -28,6 +28,7 @@ class EvaluationCallback(TrainerCallback):
 
     Raises:
         ValueError: If the trainer has no processor, or shards its weights over processes, so that none can generate.
+        FileNotFoundError: If files of a dataset are missing.
 
     Example:
 
@@ -52,6 +53,9 @@ class EvaluationCallback(TrainerCallback):
         self.trainer, self.data_root = trainer, data_root
         self.tasks = dict(tasks) if isinstance(tasks, Mapping) else {name: eval_task(name) for name in tasks}
         self.options = replace(options or EvaluationOptions(), progress=not trainer.args.disable_tqdm)
+        for task in self.tasks.values():
+            for split in (None, "train") if task.candidates == "train_answers" else (None,):
+                open_split(task, data_root, self.options, split)  # told now, not hours into the training
         self._values: dict[str, dict[str, float]] = {}
 
     def on_evaluate(
@@ -62,7 +66,7 @@ class EvaluationCallback(TrainerCallback):
         fingerprint = describe_model(model, "")["fingerprint"]
         if fingerprint not in self._values:
             name = f"step-{state.global_step}-{fingerprint[:8]}"
-            self._values = {fingerprint: self._evaluate(model, Path(str(args.output_dir)) / "evaluation" / name)}
+            self._values[fingerprint] = self._evaluate(model, Path(str(args.output_dir)) / "evaluation" / name)
             self.trainer.log(dict(self._values[fingerprint]))
         kwargs["metrics"].update(self._values[fingerprint])
 

@@ -52,26 +52,29 @@ def published_number(model: str, task: str, finetuned: bool = False) -> float | 
     """The number of a table, in percent; `None` where it has none for the task.
 
     Args:
-        model (`str`): A row of `ZERO_SHOT` or `FINETUNED`.
+        model (`str`): A row of the table.
         task (`str`): Name of the task.
-        finetuned (`bool`, *optional*, defaults to `False`): Table 3 in place of table 1.
+        finetuned (`bool`, *optional*, defaults to `False`): Table 3, `FINETUNED`, in place of table 1, `ZERO_SHOT`.
 
     Raises:
-        KeyError: If no table has the model.
+        KeyError: If the table does not have the model.
     """
-    if model not in ZERO_SHOT:
-        raise KeyError(f"the paper's tables have no model {model!r}; they have {', '.join(ZERO_SHOT)}")
-    return (FINETUNED if finetuned else ZERO_SHOT).get(model, {}).get(task)
+    table = FINETUNED if finetuned else ZERO_SHOT
+    if model not in table:
+        raise KeyError(f"table {3 if finetuned else 1} of the paper has no model {model!r}; it has {', '.join(table)}")
+    return table[model].get(task)
 
 
-def closest_published(name: str, is_encoder_decoder: bool) -> str:
-    """The published model that a folder's or repository's name says, or else the small one of its kind."""
+def closest_published(name: str, is_encoder_decoder: bool, finetuned: bool = False) -> str:
+    """The model of a table that a folder's or repository's name says, or else the smallest InstructBLIP of its kind."""
+    table = FINETUNED if finetuned else ZERO_SHOT
     said = re.sub(r"[^a-z0-9]", "", name.lower())
     # The longest first: XL is a part of XXL.
-    for model in sorted(ZERO_SHOT, key=len, reverse=True):
+    for model in sorted(table, key=len, reverse=True):
         if re.sub(r"[^a-z0-9]", "", model.lower()) in said:
             return model
-    return "InstructBLIP FlanT5-XL" if is_encoder_decoder else "InstructBLIP Vicuna-7B"
+    kind = "InstructBLIP FlanT5" if is_encoder_decoder else "InstructBLIP Vicuna"
+    return next(model for model in table if model.startswith(kind))
 
 
 __all__ = ["FINETUNED", "ZERO_SHOT", "closest_published", "published_number"]

@@ -145,6 +145,8 @@ def _notes(one: Mapping[str, Any]) -> list[str]:
     notes = []
     if one["rows"] < one["rows_of_split"]:
         notes.append(f"the first of {one['rows_of_split']:,} rows")
+    if one["bad_rows"]:
+        notes.append(f"{one['bad_rows']:,} malformed rows left out")
     if "submission" in one:
         notes.append(f"answers are on a server: {one['submission']}")
     if one.get("result", {}).get("tokenizer", "ptb-java") != "ptb-java":

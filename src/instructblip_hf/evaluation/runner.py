@@ -58,6 +58,8 @@ class EvaluationOptions:
         decoding (`Mapping[str, Any]`, *optional*): Fields of `Decoding` that are to be other than the protocol's.
         roots (`Mapping[str, str]`, *optional*): Folders of single datasets; by default each has one of its name.
         image_roots (`Mapping[str, str]`, *optional*): Folders that image paths of single datasets are relative to.
+        max_bad_rows (`int`, *optional*, defaults to 0): How many malformed rows of a dataset's files may be left out.
+            They are counted in the result.
         compare_with (`str`, *optional*): A model of the paper's tables; by default the one that is closest.
         finetuned (`bool`, *optional*, defaults to `False`): Compare with table 3 in place of table 1.
         seed (`int`, *optional*, defaults to 42): Set before each task.
@@ -70,6 +72,7 @@ class EvaluationOptions:
     decoding: Mapping[str, Any] | None = None
     roots: Mapping[str, str] | None = None
     image_roots: Mapping[str, str] | None = None
+    max_bad_rows: int = 0
     compare_with: str | None = None
     finetuned: bool = False
     seed: int = 42
@@ -135,19 +138,16 @@ def evaluate(
     output = Path(output_dir)
     processes = _processes(model)
     name = model_name or str(model.config._name_or_path) or type(model).__name__
-    about = describe_model(model, name)
-    reference = options.compare_with or closest_published(name, bool(model.config.is_encoder_decoder))
-    # All of it before hours are spent on the first of them.
+    about = {**describe_model(model, name), "processor": _fingerprint_of_processor(processor)}
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    reference = options.compare_with or closest_published(name, is_encoder_decoder, options.finetuned)
+    # All that can be wrong with them before hours are spent on the first.
     published_number(reference, "", options.finetuned)
-    for task in chosen.values():
-        options.decoding_of(task)
-    datasets = {name: _open(task, data_root, options) for name, task in chosen.items()}
+    jobs = [_Job.open(model, processor, name, task, data_root, options) for name, task in chosen.items()]
     if processes.is_main_process:
         PredictionFolder(output).claim({"model": about})
-    for name, task in chosen.items():
-        _run(model, processor, name, task, datasets[name], data_root, output, about, reference, options, processes)
-    if processes.is_main_process:
-        write_report(output)
+    for job in jobs:
+        _run(job, output, about, reference, options, processes)
     processes.wait_for_everyone()
     results: dict[str, Any] = json.loads((output / RESULTS).read_text(encoding="utf-8"))
     return results
@@ -156,8 +156,7 @@ def evaluate(
 def describe_model(model: Any, name: str) -> dict[str, Any]:
     """What a result says of its model: name, class, parameters, dtype, and a fingerprint of configuration and weights."""
     digest = hashlib.sha256()
-    configuration = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
-    digest.update(json.dumps(configuration, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(_lasting(model.config.to_dict()), sort_keys=True, default=str).encode())
     for parameter_name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
         # Training changes all of a tensor, so a part of it tells.
@@ -173,25 +172,106 @@ def describe_model(model: Any, name: str) -> dict[str, Any]:
     }
 
 
+def _lasting(config: Any) -> Any:
+    """A configuration without what saving and loading write into it."""
+    if not isinstance(config, Mapping):
+        return config
+    passing = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+    return {
+        key: _lasting(value) for key, value in config.items() if key not in passing and not str(key).startswith("_")
+    }
+
+
+def _fingerprint_of_processor(processor: Any) -> str:
+    images = processor.image_processor.to_dict() if hasattr(processor, "image_processor") else {}
+    vocabulary = sorted(processor.tokenizer.get_vocab().items())
+    return _digest([{key: value for key, value in images.items() if not key.startswith("_")}, vocabulary])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def _processes(model: Any) -> PartialState:
     return PartialState(cpu=model.device.type == "cpu", timeout=WAIT)
 
 
-def _open(task: EvalTask, data_root: str | Path, options: EvaluationOptions, split: str | None = None) -> Any:
+def open_split(task: EvalTask, data_root: str | Path, options: EvaluationOptions, split: str | None = None) -> Any:
+    """The dataset of a task, or another split of it.
+
+    Raises:
+        FileNotFoundError: If its folder or files are missing.
+        ValueError: If they are not as they should be.
+    """
     root = Path((options.roots or {}).get(task.dataset, Path(data_root) / task.dataset))
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root} with the files of {task.dataset}")
     image_root = (options.image_roots or {}).get(task.dataset)
-    return CatalogDataset(task.dataset, root, split or task.split, image_root)
+    return CatalogDataset(task.dataset, root, split or task.split, image_root, options.max_bad_rows)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A task with all that it needs.
+
+    Args:
+        name (`str`): Of the task.
+        task (`EvalTask`): As the options have it.
+        dataset (`CatalogDataset`): All rows of its split.
+        answerer (`TaskModel`): Who answers.
+        decoding (`Decoding`): How.
+        ids (`list[str]`): Of the rows that are asked.
+    """
+
+    name: str
+    task: EvalTask
+    dataset: Any
+    answerer: TaskModel
+    decoding: Decoding
+    ids: list[str]
+
+    @classmethod
+    def open(
+        cls, model: Any, processor: Any, name: str, task: EvalTask, data_root: str | Path, options: EvaluationOptions
+    ) -> _Job:
+        decoding = options.decoding_of(task)
+        dataset = open_split(task, data_root, options)
+        train_answers: list[str] = []
+        if task.candidates == "train_answers":
+            train_answers = distinct_answers(open_split(task, data_root, options, "train"))
+        answerer = TaskModel(model, processor, task, decoding, train_answers)
+        return cls(name, task, dataset, answerer, decoding, ids_of(dataset, options.limit))
+
+    def settings(self) -> dict[str, Any]:
+        """What decides about answers; what only says where it was found, or how it is scored, does not."""
+        task = self.task
+        settings: dict[str, Any] = {
+            key: getattr(task, key) for key in ("dataset", "split", "prompt", "inference", "candidates")
+        }
+        settings["without"] = dict(task.without)
+        if task.inference == "generate":
+            settings["decoding"] = asdict(self.decoding)
+        if task.labels is not None:
+            settings["labels"] = {label: list(texts) for label, texts in task.labels.items()}
+        if self.answerer.train_answers:
+            answers = self.answerer.train_answers
+            settings["train_answers"] = {"count": len(answers), "digest": _digest(answers)}
+        return settings
+
+    def digest(self) -> str:
+        """Of all that is asked of the split, and of the names of its images."""
+        asked = hashlib.sha256()
+        for index in range(len(self.dataset)):
+            row = {key: value for key, value in self.dataset.peek(index).items() if key not in _NOT_ASKED}
+            asked.update(json.dumps(row, sort_keys=True, default=str).encode())
+        return asked.hexdigest()[:16]
+
+
+_NOT_ASKED = ("answers", "correct_option", "metadata", "explanation")
 
 
 def _run(
-    model: Any,
-    processor: Any,
-    name: str,
-    task: EvalTask,
-    dataset: Any,
-    data_root: str | Path,
+    job: _Job,
     output: Path,
     about: Mapping[str, Any],
     reference: str,
@@ -200,41 +280,37 @@ def _run(
 ) -> None:
     """Answers a task, and has the first process score it."""
     begin = time.monotonic()
-    train_answers: list[str] = []
-    if task.candidates == "train_answers":
-        train_answers = distinct_answers(_open(task, data_root, options, "train"))
-    decoding = options.decoding_of(task)
-    answerer = TaskModel(model, processor, task, decoding, train_answers)
-    ids = ids_of(dataset, options.limit)
-    folder = PredictionFolder(output / name, processes.process_index)
+    folder = PredictionFolder(output / job.name, processes.process_index)
     if processes.is_main_process:
-        folder.claim(_settings(task, decoding, train_answers))
+        folder.claim({**job.settings(), "rows": job.digest()})
     processes.wait_for_everyone()
     answered = folder.read()
-    batches = unanswered(ids, answered, options.batch_size, processes.process_index, processes.num_processes)
+    batches = unanswered(job.ids, answered, options.batch_size, processes.process_index, processes.num_processes)
     processes.wait_for_everyone()  # nobody writes before all have read
     with _seeded(options.seed):
-        _answer(answerer, name, dataset, list(batches), folder, options.progress and processes.is_main_process)
+        _answer(job, list(batches), folder, options.progress and processes.is_main_process)
     processes.wait_for_everyone()
     if not processes.is_main_process:
         return
-    answers = folder.finish(ids)
-    examples = [dataset.peek(index) for index in range(len(ids))]
-    result = _result(name, task, decoding, len(dataset), examples, answers, reference, options)
-    result["answers_before"] = sum(one in answered for one in ids)
+    answers = folder.finish(job.ids)
+    examples = [job.dataset.peek(index) for index in range(len(job.ids))]
+    result = _result(job, examples, answers, reference, options)
+    result["answers_before"] = sum(one in answered for one in job.ids)
     result["seconds"] = round(time.monotonic() - begin, 1)
     result["run"] = {
         "batch_size": options.batch_size,
         "processes": processes.num_processes,
-        "device": str(model.device),
+        "device": str(job.answerer.model.device),
         "seed": options.seed,
         "versions": {one: version(one) for one in ("instructblip-hf", "transformers", "torch", "tokenizers")},
         "python": platform.python_version(),
     }
-    if task.server is not None:
-        write_whole(folder.path / SUBMISSION, json.dumps(submission(task, examples, answers), ensure_ascii=False))
-        result["submission"] = str(Path(name) / SUBMISSION)
+    if job.task.server is not None:
+        content = submission(job.task, examples, answers)
+        write_whole(folder.path / SUBMISSION, json.dumps(content, ensure_ascii=False))
+        result["submission"] = str(Path(job.name) / SUBMISSION)
     write_whole(folder.path / RESULT, json.dumps({"model": about, **result}, indent=2, ensure_ascii=False) + "\n")
+    write_report(output)
 
 
 @contextmanager
@@ -250,60 +326,48 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _settings(task: EvalTask, decoding: Decoding, train_answers: Sequence[str]) -> dict[str, Any]:
-    """What decides about answers; what only says where it was found, or how it is scored, does not."""
-    settings: dict[str, Any] = {
-        key: getattr(task, key) for key in ("dataset", "split", "prompt", "inference", "candidates")
-    }
-    settings["without"] = dict(task.without)
-    if task.inference == "generate":
-        settings["decoding"] = asdict(decoding)
-    if task.labels is not None:
-        settings["labels"] = {label: list(texts) for label, texts in task.labels.items()}
-    if train_answers:
-        digest = hashlib.sha256("\n".join(train_answers).encode()).hexdigest()[:16]
-        settings["train_answers"] = {"count": len(train_answers), "sha256": digest}
-    return settings
-
-
-def _answer(
-    answerer: TaskModel,
-    name: str,
-    dataset: Any,
-    batches: Sequence[Sequence[int]],
-    folder: PredictionFolder,
-    progress: bool,
-) -> None:
-    rows = sum(map(len, batches))
-    with tqdm(total=rows, desc=name, unit="row", disable=not progress) as bar:
+def _answer(job: _Job, batches: Sequence[Sequence[int]], folder: PredictionFolder, progress: bool) -> None:
+    with tqdm(total=sum(map(len, batches)), desc=job.name, unit="row", disable=not progress) as bar:
         for batch in batches:
             try:
-                records = answerer.answer([dataset[index] for index in batch])
-            except (ValueError, OSError) as error:
+                records = job.answerer.answer([job.dataset[index] for index in batch])
+            except Exception as error:
+                reason = _reason(job, batch, error)
                 raise EvaluationError(
-                    f"{name}: {error}. The answers before it are in {folder.path}; the same command goes on from there"
+                    f"{job.name}: {reason}. The answers before it are in {folder.path}; the same command goes on from there"
                 ) from error
             folder.add(records)
             bar.update(len(batch))
 
 
+def _reason(job: _Job, batch: Sequence[int], error: Exception) -> str:
+    """What went wrong with which row; of an error that is not about a row, with which batch."""
+    ids = [str(job.dataset.peek(index)["id"]) for index in batch]
+    said = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError | OSError) else str(error)
+    if isinstance(error, ValueError | KeyError | TypeError) and len(batch) > 1:
+        for index, name in zip(batch, ids):
+            try:
+                job.answerer.answer([job.dataset[index]])
+            except (ValueError, KeyError, TypeError):
+                ids = [name]
+                break
+    if any(name in said for name in ids):
+        return said
+    return f"{job.task.dataset} {', '.join(ids)}: {said}"
+
+
 def _result(
-    name: str,
-    task: EvalTask,
-    decoding: Decoding,
-    rows: int,
-    examples: Sequence[Example],
-    answers: Mapping[str, Any],
-    reference: str,
-    options: EvaluationOptions,
+    job: _Job, examples: Sequence[Example], answers: Mapping[str, Any], reference: str, options: EvaluationOptions
 ) -> dict[str, Any]:
-    changes = {"prompt": options.prompt is not None, "decoding": decoding != task.decoding}
+    task, rows = job.task, len(job.dataset)
+    changes = {"prompt": options.prompt is not None, "decoding": job.decoding != task.decoding}
     result: dict[str, Any] = {
-        "task": name,
-        **_settings(task, decoding, ()),
+        "task": job.name,
+        **job.settings(),
         "metric": task.metric,
         "rows": len(examples),
         "rows_of_split": rows,
+        "bad_rows": job.dataset.bad_rows,
         "source": task.source,
         "unverified": list(task.unverified),
         "changed": [what for what, is_changed in changes.items() if is_changed],
@@ -312,10 +376,10 @@ def _result(
         return result
     scored = score(task, examples, answers)
     result |= {"value": scored.value, "value_of": scored.name, "result": scored.result}
-    published = published_number(reference, name, options.finetuned)
+    published = published_number(reference, job.name, options.finetuned)
     if published is not None and len(examples) == rows and options.prompt is None:
         result["published"] = {"model": reference, "value": published, "difference": 100 * scored.value - published}
     return result
 
 
-__all__ = ["RESULT", "EvaluationOptions", "describe_model", "evaluate"]
+__all__ = ["RESULT", "WAIT", "EvaluationOptions", "describe_model", "evaluate", "open_split"]
