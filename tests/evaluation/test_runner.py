@@ -251,6 +251,14 @@ def test_everything_is_opened_before_anything_is_answered(data_root, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_metric_that_cannot_run_is_told_before(data_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no Java
+    monkeypatch.setitem(sys.modules, "nltk.tokenize", None)
+    with pytest.raises(ImportError, match=r"instructblip-hf\[eval\]"):
+        run(data_root, tmp_path / "out", ["nocaps"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_answers_of_another_model_or_prompt_are_refused(gqa_root, tmp_path):
     run(gqa_root, tmp_path)
     before = (tmp_path / "gqa" / "predictions.jsonl").read_bytes()

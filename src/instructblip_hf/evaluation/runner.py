@@ -33,7 +33,7 @@ from .answering import EvaluationError, TaskModel, distinct_answers
 from .predictions import PredictionFolder, ids_of, unanswered, write_whole
 from .published import closest_published, published_number
 from .report import RESULTS, write_report
-from .scoring import score
+from .scoring import check_metric, score
 from .servers import SUBMISSION, submission
 from .tasks import Decoding, EvalTask, eval_task
 
@@ -236,6 +236,8 @@ class _Job:
     ) -> _Job:
         decoding = options.decoding_of(task)
         dataset = open_split(task, data_root, options)
+        if split_spec(task.dataset, task.split).labelled:
+            check_metric(task)
         train_answers: list[str] = []
         if task.candidates == "train_answers":
             train_answers = distinct_answers(open_split(task, data_root, options, "train"))

@@ -46,6 +46,16 @@ def score(task: EvalTask, examples: Sequence[Example], answers: Mapping[str, Map
     return Score(float(result[name]), name, result)
 
 
+def check_metric(task: EvalTask) -> None:
+    """Sees that the task's metric can run, before a model answers for hours.
+
+    Raises:
+        ImportError: If something is not installed that it needs.
+    """
+    if task.metric == "caption_scores":
+        metrics.tokenize_captions(["a caption"], "auto")
+
+
 def _texts(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [record["prediction"] for record in records]
 
@@ -173,4 +183,4 @@ _RESULTS = {
     "vqa_accuracy": _vqa,
 }
 
-__all__ = ["Score", "score"]
+__all__ = ["Score", "check_metric", "score"]
