@@ -334,7 +334,9 @@ def test_two_processes_give_the_answers_of_one(gqa_root, tmp_path):
     assert done.stdout.count("| gqa |") == 1
     files = [(folder / "gqa" / "predictions.jsonl").read_bytes() for folder in (one, two)]
     assert files[0] == files[1]
-    results = [json.loads((folder / "results.json").read_text())["tasks"]["gqa"] for folder in (one, two)]
+    whole = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
+    assert whole[0]["model"] == whole[1]["model"]
+    results = [one["tasks"]["gqa"] for one in whole]
     assert results[1]["run"]["processes"] == 2
     assert results[0]["result"] == results[1]["result"]
 

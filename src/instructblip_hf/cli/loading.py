@@ -75,7 +75,7 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
         accelerator = torch.accelerator.current_accelerator()
         device = accelerator.type if accelerator is not None and torch.accelerator.is_available() else "cpu"
     if dtype is None:
-        dtype = "float32" if device == "cpu" else "bfloat16"
+        dtype = "float32" if device.partition(":")[0] == "cpu" else "bfloat16"
     check_dtype(dtype)
     try:
         target = torch.device(device)
