@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import instructblip_hf.cli.evaluate as evaluate
+import instructblip_hf.cli.launching as launching
 from instructblip_hf.cli.evaluate import task_names
 from instructblip_hf.evaluation.published import ZERO_SHOT
 from instructblip_hf.evaluation.tasks import TASKS
@@ -112,7 +112,7 @@ def test_the_list_of_tasks_needs_no_torch():
 
 def test_processes_start_the_same_command(run, monkeypatch):
     commands = []
-    monkeypatch.setattr(evaluate.os, "execv", lambda program, command: commands.append(command))
+    monkeypatch.setattr(launching.os, "execv", lambda program, command: commands.append(command))
     line = ["evaluate", "--tasks", "gqa", "--processes", "2", "--limit", "5"]
     monkeypatch.setattr(sys, "argv", ["instructblip", *line])
     result = run(*line)

@@ -9,7 +9,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-import instructblip_hf.cli.train as train
+import instructblip_hf.cli.launching as launching
 from instructblip_hf.training import launch, shipped_recipes
 
 
@@ -17,7 +17,7 @@ from instructblip_hf.training import launch, shipped_recipes
 def started(monkeypatch):
     """The command in place of which this process would go on; with four accelerators in the machine."""
     commands = []
-    monkeypatch.setattr(train.os, "execv", lambda program, command: commands.append(command))
+    monkeypatch.setattr(launching.os, "execv", lambda program, command: commands.append(command))
     monkeypatch.setattr(launch, "_accelerators", lambda: 4)
     return commands
 

@@ -54,8 +54,10 @@ def answer(
 
 
 def padding_options(loaded: LoadedModel) -> dict[str, Any]:
-    """Padding for generation: a causal model goes on from the right end of every row."""
-    return {"padding": True, "padding_side": "right" if loaded.model.config.is_encoder_decoder else "left"}
+    """Padding for generation."""
+    from ..models.language_models.adapter import padding_side
+
+    return {"padding": True, "padding_side": padding_side(loaded.model.config.is_encoder_decoder)}
 
 
 def is_address(name: str) -> bool:

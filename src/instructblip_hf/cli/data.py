@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .errors import fail, user_errors
+from .tables import print_columns
 
 
 data_app = typer.Typer(
@@ -34,10 +35,7 @@ def list_datasets(
     elif as_markdown:
         print(markdown_table())
     else:
-        rows = catalog_table()
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        print_columns(catalog_table())
 
 
 @data_app.command()

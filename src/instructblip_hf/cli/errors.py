@@ -12,7 +12,7 @@ import typer
 
 
 USAGE_ERROR = 2
-TRAINING_STOPPED = 1
+STOPPED = 1
 
 
 def fail(*lines: str) -> NoReturn:
@@ -37,8 +37,8 @@ def user_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training_errors() -> Iterator[None]:
-    """Turns errors that a training stops with, each complete in itself, into one line and exit code 1."""
+def stopping_errors() -> Iterator[None]:
+    """Turns errors that a training or an evaluation stops with, each complete in itself, into one line and exit code 1."""
     from ..evaluation.answering import EvaluationError
     from ..training.errors import TrainingError
 
@@ -46,7 +46,7 @@ def training_errors() -> Iterator[None]:
         yield
     except (TrainingError, EvaluationError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
-        raise typer.Exit(TRAINING_STOPPED) from error
+        raise typer.Exit(STOPPED) from error
 
 
 def _one_line(error: Exception) -> str:

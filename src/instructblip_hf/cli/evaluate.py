@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from .errors import user_errors
-from .launching import without_options
+from .errors import stopping_errors, user_errors
+from .launching import become_launched, without_options
 from .loading import load
-
-
-EVALUATION_STOPPED = 1
+from .tables import print_columns
 
 
 def show_tasks() -> None:
@@ -27,19 +21,12 @@ def show_tasks() -> None:
     for name, task in TASKS.items():
         metric = task.metric if task.server is None else f"server of {task.server}"
         rows.append((name, task.split, task.inference, metric, task.prompt.replace("\n", "\\n")))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print_columns(rows)
 
 
 def launch_evaluate(processes: int, arguments: Sequence[str]) -> None:
     """Starts the same command on several processes with accelerate, and becomes it."""
-    from ..training.launch import launch_command
-
-    with user_errors():
-        command = launch_command("ddp", processes, without_options(arguments, "--processes"))
-    print(shlex.join(command), flush=True)
-    os.execv(command[0], command)
+    become_launched("ddp", processes, without_options(arguments, "--processes"))
 
 
 def run_evaluate(
@@ -62,19 +49,15 @@ def run_evaluate(
         }
         decoding = {key: _number(key, value) for key, value in (given.pop("decoding") or {}).items()} or None
 
-        from ..evaluation.answering import EvaluationError
         from ..evaluation.report import TABLE, markdown_table, results_table, science_table
         from ..evaluation.runner import EvaluationOptions, evaluate
 
         settings = EvaluationOptions(decoding=decoding, **given, **options)
         loaded = load(model, _device_of_process(device), dtype)
-        try:
+        with stopping_errors():
             results = evaluate(
                 loaded.model, loaded.processor, chosen, data_root, output, model_name=loaded.name, options=settings
             )
-        except EvaluationError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(EVALUATION_STOPPED) from error
     if int(os.environ.get("RANK", "0")) == 0:
         print(markdown_table(results_table(results)))
         science = results["tasks"].get("scienceqa", {}).get("result")

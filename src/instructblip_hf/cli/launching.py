@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
+
+from .errors import user_errors
 
 
 def without_options(arguments: Sequence[str], *names: str) -> list[str]:
@@ -17,3 +21,13 @@ def without_options(arguments: Sequence[str], *names: str) -> list[str]:
         elif not argument.startswith(tuple(f"{name}=" for name in names)):
             kept.append(argument)
     return kept
+
+
+def become_launched(config: str, processes: int | None, arguments: Sequence[str]) -> None:
+    """Starts a command line on several processes with accelerate, and becomes it; see `launch_command`."""
+    from ..training.launch import launch_command
+
+    with user_errors():
+        command = launch_command(config, processes, arguments)
+    print(shlex.join(command), flush=True)
+    os.execv(command[0], command)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import fail, training_errors, user_errors
-from .launching import without_options
+from .errors import fail, stopping_errors, user_errors
+from .launching import become_launched, without_options
 from .loading import reach_hub
 
 
@@ -51,14 +49,11 @@ def launch_train(config: str | None, processes: int | None, arguments: Sequence[
         processes (`int`, *optional*): How many; one a GPU by default.
         arguments (`Sequence[str]`): All of the command line, ``train`` first.
     """
-    from ..training.launch import launch_command, launch_configs
+    from ..training.launch import launch_configs
 
     if config is None:
         fail(f"--processes goes with --launch, which takes {', '.join(launch_configs())} or a file of accelerate's")
-    with user_errors():
-        command = launch_command(config, processes, without_options(arguments, "--launch", "--processes"))
-    print(shlex.join(command), flush=True)
-    os.execv(command[0], command)
+    become_launched(config, processes, without_options(arguments, "--launch", "--processes"))
 
 
 def run_train(
@@ -103,7 +98,7 @@ def run_train(
     elif resume:
         say("no checkpoint there yet, starting from the beginning")
     say(f"\n{run.trainer.freezing_report}\n", flush=True)
-    with training_errors():
+    with stopping_errors():
         result = run.run()
     say()
     if "train_loss" in result.train_metrics:

@@ -9,6 +9,7 @@ import torch
 
 from ..data.schema import Example
 from ..data.sources.datasets import open_images
+from ..models.language_models.adapter import padding_side
 from ..models.ranking import label_scores
 from .prompts import candidates_of, prompt_of
 from .tasks import Decoding, EvalTask
@@ -71,7 +72,7 @@ class TaskModel:
             images=images,
             text=prompts,
             padding=True,
-            padding_side="right" if self.is_encoder_decoder else "left",
+            padding_side=padding_side(self.is_encoder_decoder),
             return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
         answers = (

@@ -52,7 +52,6 @@ class PredictionFolder:
                     "remove this one"
                 )
             return
-        self.path.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
 
     def read(self) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import platform
 import random
 import time
@@ -37,8 +36,6 @@ from .scoring import check_metric, score
 from .servers import SUBMISSION, submission
 from .tasks import Decoding, EvalTask, eval_task
 
-
-logger = logging.getLogger(__name__)
 
 WAIT = timedelta(days=7)
 """Of processes for each other: one that has long answers to give must not be given up by those that are done."""

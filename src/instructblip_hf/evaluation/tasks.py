@@ -136,26 +136,30 @@ _VQA = "Question: {question} Short answer:"
 _MULTIPLE_CHOICE = "Question: {question} Options: {options}. Short answer:"
 _DECODING = "decoding settings"
 
+_NOCAPS = EvalTask(
+    "nocaps",
+    "val",
+    "A short image description: ",
+    "caption_scores",
+    f"{_APPENDIX}; BLIVA issue 6",
+    decoding=CAPTION,
+    unverified=(_DECODING,),
+)
+_MSVD_QA = EvalTask(
+    "msvd_qa",
+    "test",
+    _VQA,
+    "exact_match",
+    f"{_APPENDIX}; LAVIS issue 333",
+    inference="rank",
+    candidates="train_answers",
+    unverified=("which answers are ranked",),
+)
+
 TASKS: dict[str, EvalTask] = {
     # --- held out: table 1
-    "nocaps": EvalTask(
-        "nocaps",
-        "val",
-        "A short image description: ",
-        "caption_scores",
-        f"{_APPENDIX}; BLIVA issue 6",
-        decoding=CAPTION,
-        unverified=(_DECODING,),
-    ),
-    "flickr30k": EvalTask(
-        "flickr30k",
-        "test",
-        "A short image description: ",
-        "caption_scores",
-        f"{_APPENDIX}; BLIVA issue 6",
-        decoding=CAPTION,
-        unverified=(_DECODING,),
-    ),
+    "nocaps": _NOCAPS,
+    "flickr30k": replace(_NOCAPS, dataset="flickr30k", split="test"),
     "gqa": EvalTask(
         "gqa",
         "testdev",
@@ -238,26 +242,8 @@ TASKS: dict[str, EvalTask] = {
         without={"context": "Question: {question} Options: {options}. Answer:"},
         unverified=("the prompt of questions without a hint", "that options are ranked by their text"),
     ),
-    "msvd_qa": EvalTask(
-        "msvd_qa",
-        "test",
-        _VQA,
-        "exact_match",
-        f"{_APPENDIX}; LAVIS issue 333",
-        inference="rank",
-        candidates="train_answers",
-        unverified=("which answers are ranked",),
-    ),
-    "msrvtt_qa": EvalTask(
-        "msrvtt_qa",
-        "test",
-        _VQA,
-        "exact_match",
-        f"{_APPENDIX}; LAVIS issue 333",
-        inference="rank",
-        candidates="train_answers",
-        unverified=("which answers are ranked",),
-    ),
+    "msvd_qa": _MSVD_QA,
+    "msrvtt_qa": replace(_MSVD_QA, dataset="msrvtt_qa"),
     "ivqa": EvalTask(
         "ivqa",
         "test",

@@ -112,8 +112,7 @@ class CausalPromptState:
     def tree(self, tree: TokenTree) -> torch.Tensor:
         """Logits after every node of a tree, of shape (batch, nodes, vocabulary)."""
         tree = tree.expand(len(self.mask))
-        nodes = tree.tokens.shape[1]
-        seen = torch.cat([self.mask[:, None].expand(-1, nodes, -1), tree.visible], dim=2)
+        seen = _seen_by_nodes(self.mask, tree)
         outputs = self.model(
             input_ids=tree.tokens,
             attention_mask=_additive(seen, self.next_logits.dtype).unsqueeze(1),  # [batch, 1, nodes, prompt + nodes]
@@ -289,16 +288,19 @@ def _is_plain(cache: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
 
 
+def _seen_by_nodes(mask: torch.Tensor, tree: TokenTree) -> torch.Tensor:
+    """What the nodes see of prompt and nodes, of shape (batch, nodes, prompt + nodes)."""
+    return torch.cat([mask[:, None].expand(-1, tree.tokens.shape[1], -1), tree.visible], dim=2)
+
+
 def _seen_with_prompt(mask: torch.Tensor, tree: TokenTree) -> torch.Tensor:
     """Who sees whom among prompt and nodes, of shape (batch, prompt + nodes, prompt + nodes)."""
-    batch, width = mask.shape
-    nodes = tree.tokens.shape[1]
+    width, nodes = mask.shape[1], tree.tokens.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
     # Padding sees itself, as a row that sees nothing may become NaN.
     itself = torch.eye(width, dtype=torch.bool, device=mask.device)
     of_prompt = nn.functional.pad((causal & mask[:, None]) | itself, (0, nodes), value=False)
-    of_nodes = torch.cat([mask[:, None].expand(-1, nodes, -1), tree.visible], dim=2)
-    return torch.cat([of_prompt, of_nodes], dim=1)
+    return torch.cat([of_prompt, _seen_by_nodes(mask, tree)], dim=1)
 
 
 def _gather_padding(

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, CLIPVisionConfig, TrainingArguments
+from transformers import AutoModel, CLIPVisionConfig
 
+import tiny_training
 from instructblip_hf.data.sources.shapes_world import ShapesWorld
 from instructblip_hf.training import FreezingPolicy, RecipeError, VisionLanguageTrainer, load_recipe, prepare_run
 from instructblip_hf.training.errors import SavingError
@@ -22,20 +23,7 @@ from tiny_shapes import save_tiny_checkpoint, tiny_model, tiny_processor
 
 
 def arguments(folder, **changes):
-    options = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "seed": 3,
-    }
-    return TrainingArguments(output_dir=str(folder), **{**options, **changes})
+    return tiny_training.arguments(folder, **{"max_steps": 4, **changes})
 
 
 def rows(number=8):

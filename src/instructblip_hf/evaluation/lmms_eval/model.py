@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ...checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
 from ...models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
+from ...models.language_models.adapter import padding_side
 from ..tasks import Decoding
 from .requests import DECODINGS, Generation, generation_of, images_of, with_markers
 
@@ -219,7 +220,7 @@ class InstructBlipHf(lmms):
         texts = [
             with_markers(document.prompt, self.processor.image_token, len(own)) for document, own in zip(asked, images)
         ]
-        side = "right" if self.is_encoder_decoder else "left"
+        side = padding_side(self.is_encoder_decoder)
         inputs = self.processor(images=images, text=texts, padding=True, padding_side=side, return_tensors="pt")
         return inputs.to(self.device, self.model.dtype)
 

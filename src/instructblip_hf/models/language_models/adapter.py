@@ -21,6 +21,11 @@ def build_language_model(text_config: PreTrainedConfig, is_encoder_decoder: bool
     return auto_class.from_config(text_config)
 
 
+def padding_side(is_encoder_decoder: bool) -> str:
+    """The side that prompts are padded on for generation: a causal model goes on from the right end of every row."""
+    return "right" if is_encoder_decoder else "left"
+
+
 def run_language_model(
     language_model: Any,
     is_encoder_decoder: bool,
@@ -115,4 +120,4 @@ def _divide(total: torch.Tensor, num_items_in_batch: torch.Tensor | int | None, 
     return total / (targets if num_items_in_batch is None else num_items_in_batch)
 
 
-__all__ = ["build_language_model", "run_language_model", "token_cross_entropy"]
+__all__ = ["build_language_model", "padding_side", "run_language_model", "token_cross_entropy"]
