@@ -1,8 +1,8 @@
 """Gradients of embeddings where there are tokens alone.
 
 A batch reads a few hundred rows of a vocabulary of 30,000, but its gradient is a tensor of all of them, new and nearly all
-zeros for every micro-batch, which is then added to the one before. On a CPU, where filling memory is slow, that is 2 to 6 %
-of a frozen step. torch's sparse gradients have those rows only; here they are added to a dense gradient at once, so
+zeros for every micro-batch, which is then added to the one before. On a CPU, where filling memory is slow, that is felt.
+torch's sparse gradients have those rows only; here they are added to a dense gradient at once, so
 that clipping, optimisers and reports see what they are used to.
 """
 
