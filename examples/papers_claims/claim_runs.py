@@ -10,7 +10,8 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,25 @@ WEIGHTS_SEED = 1_000_000
 
 def execute(run: Run, design: Design, output: Path) -> float:
     """Does a run and writes its file; returns its CPU seconds."""
-    logging.getLogger("instructblip_hf").setLevel(logging.ERROR)
+    with _one_quiet_thread():
+        return _execute(run, design, output)
+
+
+@contextmanager
+def _one_quiet_thread() -> Iterator[None]:
+    """One thread and no warnings of the package; the process has its own back afterwards."""
+    logger = logging.getLogger("instructblip_hf")
+    level, threads = logger.level, torch.get_num_threads()
+    logger.setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        torch.set_num_threads(threads)
+
+
+def _execute(run: Run, design: Design, output: Path) -> float:
     started, cpu_started = time.perf_counter(), time.process_time()
     processor = InstructBlipProcessor.from_pretrained(bundled_checkpoint(CHECKPOINT))
     pool = ScenePool.open(output / "pool.safetensors", design.scenes, POOL_SEED)
