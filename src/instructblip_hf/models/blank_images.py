@@ -59,10 +59,7 @@ def blank_image(model: Any, device: torch.device) -> dict[str, torch.Tensor]:
     else:
         inputs["image_embeds"] = torch.zeros(1, 1, tower.config.hidden_size, device=device)
     floating = (parameter.dtype for parameter in tower.parameters() if parameter.is_floating_point())
-    inputs = {name: value.to(next(floating)) for name, value in inputs.items()}
-    if model.config.qformer_config.use_qformer_text_input:
-        inputs["qformer_input_ids"] = torch.zeros(1, 1, dtype=torch.long, device=device)
-    return inputs
+    return {name: value.to(next(floating)) for name, value in inputs.items()}
 
 
 def _image_side_parameters(model: Any) -> Any:

@@ -158,8 +158,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         """The model without the language model's head, as a function; it holds no weights of its own."""
         return BaseModelView(self)
 
-    @staticmethod
-    def build_vision_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    @classmethod
+    def build_vision_tower(cls, config: PreTrainedConfig) -> PreTrainedModel:
         """New vision tower of any type that `AutoModel` knows."""
         return AutoModel.from_config(config)
 

@@ -1,0 +1,162 @@
+"""The Q-Former as a model: masks, the images that rows share, and the layers; the families embed queries and text."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from ..attention import check_attentions_available
+from ..composition import load_part
+from ..model_part import ModelPart, value_or_default
+from .configuration_qformer import QFormerConfig
+from .qformer import QFormerEncoder
+from .qformer_from_bert import bert_shape, copy_bert_weights
+from .shared_images import SharedImages
+
+
+class QFormerModel(ModelPart):
+    """Layers of queries and text; a family builds embeddings and ``encoder``, and adds its configuration class and a
+    ``forward``."""
+
+    config: QFormerConfig
+    base_model_prefix = "qformer"
+    encoder: QFormerEncoder
+
+    def encode(
+        self,
+        states: torch.Tensor,
+        query_length: int,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        encoder_index: torch.Tensor | None = None,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
+        """Run the layers on normalised states, queries first.
+
+        Args:
+            states (`torch.Tensor`): Shape (batch, queries + text, hidden).
+            query_length (`int`): Number of queries; the rest is text.
+            attention_mask (`torch.Tensor`, *optional*):
+                Shape (batch, queries + text), 1 where a position counts; or an additive float mask of shape
+                (batch, 1, queries + text, queries + text).
+            encoder_hidden_states (`torch.Tensor`, *optional*): Shape (batch, image tokens, image hidden), or with
+                ``encoder_index`` (images, image tokens, image hidden).
+            encoder_attention_mask (`torch.Tensor`, *optional*): Shape (batch, image tokens) or (images, image tokens).
+            output_hidden_states (`bool`, *optional*): Also return the states before and after every layer.
+            output_attentions (`bool`, *optional*): Also return self- and cross-attentions; needs eager attention.
+            return_dict (`bool`, *optional*): `False` for a tuple.
+            encoder_index (`torch.LongTensor`, *optional*):
+                Shape (batch,), the image that each row reads, so that rows share its keys and values.
+
+        Returns:
+            `BaseModelOutputWithPoolingAndCrossAttentions`: ``last_hidden_state`` (batch, queries + text, hidden).
+
+        Raises:
+            ValueError: If the queries have no image to read, or a mask of four dimensions is boolean.
+        """
+        output_hidden_states = value_or_default(output_hidden_states, self.config.output_hidden_states)
+        output_attentions = value_or_default(output_attentions, self.config.output_attentions)
+        check_attentions_available(self.config, output_attentions)
+        self_mask: Any = None
+        if attention_mask is not None:
+            if attention_mask.dim() == 4 and not attention_mask.is_floating_point():
+                # Eager attention would add it as zeros and ones.
+                raise ValueError(
+                    f"an attention_mask of four dimensions is added to the scores and must be of a floating type, got "
+                    f"{attention_mask.dtype}"
+                )
+            self_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=states, attention_mask=attention_mask
+            )
+        shared = None
+        if encoder_index is not None and encoder_hidden_states is not None:
+            shared = SharedImages.of(encoder_index.to(states.device), encoder_hidden_states.shape[0])
+        cross_mask: Any = None
+        if encoder_attention_mask is not None and encoder_hidden_states is not None:
+            queries = states[:, :query_length]
+            if shared is not None:
+                queries = shared.like_gathered(queries)
+                encoder_attention_mask = shared.copy_keys(encoder_attention_mask)
+            cross_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=queries,
+                attention_mask=encoder_attention_mask,
+                # Of these the shape alone is read, and the mask may have a row for every row of queries.
+                encoder_hidden_states=encoder_hidden_states[:1].expand(len(queries), -1, -1),
+            )
+        encoded = self.encoder(
+            states,
+            encoder_hidden_states,
+            self_mask,
+            cross_mask,
+            query_length,
+            output_hidden_states,
+            output_attentions,
+            shared,
+        )
+        outputs = BaseModelOutputWithPoolingAndCrossAttentions(
+            pooler_output=encoded.last_hidden_state[:, 0], **encoded
+        )
+        return outputs if value_or_default(return_dict, self.config.return_dict) else outputs.to_tuple()
+
+
+AnyQFormer = TypeVar("AnyQFormer", bound=QFormerModel)
+
+
+def build_qformer(
+    qformer_class: type[AnyQFormer],
+    source: str | os.PathLike[str] | PreTrainedModel | None,
+    image_hidden_size: int,
+    config: QFormerConfig | None = None,
+) -> AnyQFormer:
+    """New Q-Former, a given or saved one, or one that starts from a BERT.
+
+    Args:
+        qformer_class (`type`): The family's Q-Former.
+        source (`str`, `os.PathLike` or `PreTrainedModel`, *optional*): Q-Former or BERT; `None` for a new one.
+        image_hidden_size (`int`): Width of the image features.
+        config ([`QFormerConfig`], *optional*): Of a new Q-Former, or of one that starts from a BERT, whose shape it
+            must have.
+
+    Returns:
+        [`QFormerModel`]: Of the class that was asked for.
+
+    Raises:
+        ValueError: If the source is neither, or was made for image features of another width.
+        KeyError: If the source lacks weights.
+    """
+    new_config: Any = qformer_class.config_class
+    if source is None:
+        config = copy.deepcopy(config) if config is not None else new_config()
+        config.encoder_hidden_size = image_hidden_size
+        return qformer_class(config)
+    model = source if isinstance(source, PreTrainedModel) else load_part(source)
+    if isinstance(model, qformer_class):
+        if model.config.encoder_hidden_size != image_hidden_size:
+            raise ValueError(
+                f"the Q-Former was made for image features of width {model.config.encoder_hidden_size}, the vision "
+                f"tower's have {image_hidden_size}"
+            )
+        return model
+    if model.config.model_type != "bert":
+        raise ValueError(
+            f"qformer is of type {model.config.model_type!r}; it can be a Q-Former of the family "
+            f"({new_config.model_type!r}) or a BERT"
+        )
+    config = copy.deepcopy(config) if config is not None else new_config(**bert_shape(model.config))
+    config.encoder_hidden_size = image_hidden_size
+    qformer = qformer_class(config)
+    copy_bert_weights(model, qformer)
+    return qformer
+
+
+__all__ = ["QFormerModel", "build_qformer"]

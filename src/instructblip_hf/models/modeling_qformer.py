@@ -1,0 +1,370 @@
+"""What InstructBLIP and BLIP-2 share: a Q-Former between a vision tower and a language model.
+
+Walk: images go through the vision tower; learned queries read them in the Q-Former, beside the instruction in
+InstructBLIP; a linear projection takes the queries into the language model, where they stand in the place of
+placeholder tokens. The families differ in what their Q-Former is given, and in the names they are known by.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .blank_images import blank_image, needs_blank_image
+from .composition import load_language_model, load_vision_tower
+from .connectors.configuration_qformer import QFormerConfig
+from .connectors.qformer_model import QFormerModel, build_qformer
+from .connectors.shared_images import check_image_index
+from .language_models.adapter import run_language_model
+from .model_part import NO_SPLIT_MODULES, value_or_default
+from .modeling_base import VisionLanguageModel
+from .vision_towers.eva_vit_model import EvaVitModel
+from .vision_towers.running import run_vision_tower
+
+
+@dataclass
+class QFormerImageFeatures(ModelOutput):
+    """What ``get_image_features`` returns.
+
+    Args:
+        pooler_output (`torch.Tensor`): Shape (images, queries, language model hidden): what the prompt takes up.
+        vision_outputs (`BaseModelOutputWithPooling`, *optional*): Of the vision tower; `None` for given features.
+        qformer_outputs (`BaseModelOutputWithPoolingAndCrossAttentions`): Of the Q-Former.
+    """
+
+    pooler_output: torch.Tensor | None = None
+    vision_outputs: ModelOutput | None = None
+    qformer_outputs: ModelOutput | None = None
+
+
+@dataclass
+class QFormerLanguageModelOutput(ModelOutput):
+    """Output of InstructBLIP and BLIP-2 with a language model.
+
+    Args:
+        loss (`torch.Tensor`, *optional*): Scalar, with ``labels``.
+        logits (`torch.Tensor`, *optional*): Shape (batch, tokens, vocabulary); target tokens for sequence-to-sequence
+            models. `None` with ``logits_at_labels``.
+        vision_outputs (`ModelOutput`, *optional*): Of the vision tower, where images were given.
+        qformer_outputs (`ModelOutput`, *optional*): Of the Q-Former, where images were given.
+        language_model_outputs (`ModelOutput`): Of the language model.
+        label_losses (`torch.Tensor`, *optional*): With ``logits_at_labels``: loss of every label, of shape (labels that
+            are not -100,) in reading order, without a gradient.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    vision_outputs: ModelOutput | None = None
+    qformer_outputs: ModelOutput | None = None
+    language_model_outputs: ModelOutput | None = None
+    label_losses: torch.Tensor | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class QFormerLanguageModel(VisionLanguageModel):
+    """Vision tower, Q-Former, projection and language model.
+
+    A family sets the classes of its own parts, and gives ``get_image_features``, ``forward`` and ``generate`` their
+    signatures.
+    """
+
+    base_model_prefix = ""
+    image_side = ("vision_model", "qformer", "language_projection")
+    _no_split_modules = NO_SPLIT_MODULES
+
+    vision_class: type[EvaVitModel]
+    qformer_class: type[QFormerModel]
+    output_class: type[QFormerLanguageModelOutput]
+
+    def __init__(
+        self,
+        config: Any,
+        vision_model: PreTrainedModel | None = None,
+        qformer: QFormerModel | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.vision_model = vision_model or self.build_vision_tower(config.vision_config)
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.qformer_config.hidden_size))
+        self.qformer = qformer or self.qformer_class._from_config(config.qformer_config)
+        self.language_projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
+        self.language_model = language_model or self.build_language_model(config)
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | os.PathLike[str] | PreTrainedModel,
+        text: str | os.PathLike[str] | PreTrainedModel,
+        qformer: str | os.PathLike[str] | PreTrainedModel | None = None,
+        num_query_tokens: int = 32,
+        processor: Any = None,
+        image_token_index: int | None = None,
+        qformer_config: QFormerConfig | None = None,
+        vision_kwargs: dict[str, Any] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Compose a model of a vision tower, a language model and a Q-Former; the projection and the queries are new.
+
+        Args:
+            vision (`str`, `os.PathLike` or `PreTrainedModel`):
+                Folder, Hub id or model. Of an image-text checkpoint such as CLIP the vision tower is taken. Any
+                tower whose ``last_hidden_state`` has shape (images, tokens, hidden): EVA ViT, CLIP, SigLIP, DINOv2.
+            text (`str`, `os.PathLike` or `PreTrainedModel`):
+                Causal or sequence-to-sequence language model with its head: OPT, LLaMA, Qwen, Gemma, T5, ...
+            qformer (`str`, `os.PathLike` or `PreTrainedModel`, *optional*):
+                A Q-Former of the family; or a BERT, whose text weights it then starts from, the queries' feed-forward layers as
+                copies of the text's (LAVIS `blip2_qformer.py`). By default a new one of ``qformer_config``.
+            num_query_tokens (`int`, *optional*, defaults to 32): Query tokens an image.
+            processor (`ProcessorMixin`, *optional*):
+                Gives the placeholder's token id, and the sizes that embeddings grow to where its tokenizers are
+                larger.
+            image_token_index (`int`, *optional*):
+                Token id of the placeholder, in place of ``processor``; by default a new row at the end of the
+                language model's embedding.
+            qformer_config ([`QFormerConfig`], *optional*): Of a new Q-Former.
+            vision_kwargs (`dict`, *optional*): For loading the vision tower.
+            text_kwargs (`dict`, *optional*): For loading the language model.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            KeyError: If a part's checkpoint lacks weights.
+            ValueError: If the Q-Former was made for image features of another width, or options contradict.
+        """
+        vision_model = load_vision_tower(vision, **(vision_kwargs or {}))
+        language_model = load_language_model(text, **(text_kwargs or {}))
+        if processor is not None:
+            if image_token_index is not None:
+                raise ValueError("give either processor or image_token_index")
+            if processor.num_query_tokens not in (None, num_query_tokens):
+                raise ValueError(
+                    f"num_query_tokens is {num_query_tokens}, the processor's {processor.num_query_tokens}"
+                )
+            image_token_index = processor.image_token_id
+        embeddings: Any = language_model.get_input_embeddings()
+        vocabulary = embeddings.weight.shape[0]
+        if image_token_index is None:
+            image_token_index = vocabulary
+        needed = max(image_token_index + 1, len(processor.tokenizer) if processor is not None else 0)
+
+        built_qformer = build_qformer(cls.qformer_class, qformer, vision_model.config.hidden_size, qformer_config)
+        if processor is not None:
+            cls._fit_qformer(built_qformer, processor)
+        parts = (vision_model, built_qformer, language_model)
+        attention = [part.config._attn_implementation for part in parts]
+        config_class: Any = cls.config_class
+        config = config_class(
+            vision_config=vision_model.config,
+            qformer_config=built_qformer.config,
+            text_config=language_model.config,
+            num_query_tokens=num_query_tokens,
+            image_token_index=image_token_index,
+        )
+        # A composite configuration resets the attention of its parts, which are models already.
+        for part, implementation in zip(parts, attention):
+            part.config._attn_implementation = implementation
+        model = cls(config, vision_model=vision_model, qformer=built_qformer, language_model=language_model)
+        if needed > vocabulary:
+            model.resize_token_embeddings(needed)
+        return model.eval()
+
+    @classmethod
+    def build_vision_tower(cls, config: PreTrainedConfig) -> PreTrainedModel:
+        """New vision tower: the family's own, or any that `AutoModel` knows."""
+        own: Any = cls.vision_class.config_class
+        if isinstance(config, own):
+            return cls.vision_class._from_config(config)
+        return super().build_vision_tower(config)
+
+    @staticmethod
+    def _fit_qformer(qformer: Any, processor: Any) -> None:
+        """Let a new Q-Former's embeddings grow to the processor's tokenizer, where it reads text."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            # As LAVIS draws them; equal queries would stay equal for ever.
+            init.normal_(self.query_tokens, std=self.config.qformer_config.initializer_range)
+
+    # --- images ---------------------------------------------------------------------------------------------------
+
+    def _get_image_features(
+        self,
+        pixel_values: torch.Tensor | None,
+        image_embeds: torch.Tensor | None,
+        interpolate_pos_encoding: bool,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+        image_index: torch.Tensor | None,
+        **instruction: torch.Tensor | None,
+    ) -> QFormerImageFeatures:
+        """Vision tower, Q-Former and projection; ``instruction`` is for [`_instructions`]."""
+        if (pixel_values is None) == (image_embeds is None):
+            raise ValueError("give either pixel_values or image_embeds")
+        vision_outputs: Any = None
+        frames = 1
+        if pixel_values is not None:
+            if pixel_values.dim() == 5:
+                if image_index is not None:
+                    raise ValueError(
+                        "image_index counts images, and cannot be combined with pixel_values of shape (batch, frames, 3, "
+                        "height, width): give frames as images, (frames of all rows, 3, height, width)"
+                    )
+                frames = pixel_values.shape[1]
+            vision_outputs = run_vision_tower(
+                self.vision_model, pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions
+            )
+        features: Any = image_embeds if vision_outputs is None else vision_outputs.last_hidden_state
+
+        if image_index is not None:
+            image_index = check_image_index(image_index, features.shape[0])
+        images = features.shape[0] if image_index is None else image_index.shape[0]
+        queries = self.query_tokens.expand(images, -1, -1)
+        qformer_outputs = self.qformer(
+            **self._instructions(images, frames, **instruction),
+            query_embeds=queries,
+            encoder_hidden_states=features.to(queries.device),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+            encoder_index=image_index,
+        )
+        query_output = qformer_outputs.last_hidden_state[:, : queries.shape[1]]
+        # A Q-Former in float32 may stand between parts in half precision.
+        query_output = query_output.to(self.language_projection.weight.dtype)
+        return QFormerImageFeatures(
+            pooler_output=self.language_projection(query_output),  # [images, queries, language model hidden]
+            vision_outputs=vision_outputs,
+            qformer_outputs=qformer_outputs,
+        )
+
+    def _instructions(self, images: int, frames: int) -> dict[str, Any]:
+        """What the Q-Former is given beside queries and images; a family's arguments are those of its own inputs."""
+        return {}
+
+    def _blank_instruction(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """What ``get_image_features`` needs beside a blank image."""
+        return {}
+
+    def _no_image_features(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Features of no image, shape (0, queries, hidden), in the graph of the image side where that has to run."""
+        prompt = input_ids if input_ids is not None else inputs_embeds
+        if prompt is None or not needs_blank_image(self):
+            return None
+        model: Any = self
+        blank = {**blank_image(self, prompt.device), **self._blank_instruction(prompt.device)}
+        features = model.get_image_features(**blank).pooler_output
+        return features[:0]
+
+    # --- text -----------------------------------------------------------------------------------------------------
+
+    def _forward(
+        self,
+        images: dict[str, Any],
+        image_states: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+        return_dict: bool | None,
+        labels: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        """The families' ``forward``: ``images`` is for ``get_image_features``, ``kwargs`` for [`run_language_model`]."""
+        model: Any = self
+        if image_states is not None:
+            if images["pixel_values"] is not None or images["image_embeds"] is not None:
+                raise ValueError("give one of pixel_values, image_embeds and image_states")
+            images = {**images, "image_embeds": model.vision_model.post_layernorm(image_states)}
+        features = None
+        if images["pixel_values"] is not None or images["image_embeds"] is not None:
+            features = model.get_image_features(
+                **images, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+            )
+        image_features = (
+            features.pooler_output if features is not None else self._no_image_features(input_ids, inputs_embeds)
+        )
+        inputs_embeds = self.place_image_features(input_ids, inputs_embeds, image_features)
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        if output_hidden_states is not None:
+            kwargs["output_hidden_states"] = output_hidden_states
+        if output_attentions is not None:
+            kwargs["output_attentions"] = output_attentions
+        if self.training and labels is not None:
+            # FSDP's activation checkpointing runs a layer a second time, over the cache that the first one filled.
+            kwargs.setdefault("use_cache", False)
+        loss, language_model_outputs, label_losses = run_language_model(
+            self.language_model,
+            self.config.is_encoder_decoder,
+            inputs_embeds,
+            attention_mask,
+            labels=labels,
+            **kwargs,
+        )
+        outputs = self.output_class(
+            loss=loss,
+            logits=language_model_outputs.get("logits"),
+            vision_outputs=features.vision_outputs if features is not None else None,
+            qformer_outputs=features.qformer_outputs if features is not None else None,
+            language_model_outputs=language_model_outputs,
+            label_losses=label_losses,
+        )
+        return outputs if value_or_default(return_dict, self.config.return_dict) else outputs.to_tuple()
+
+    def embed_prompt(
+        self, input_ids: torch.Tensor | None = None, inputs_embeds: torch.Tensor | None = None, **images: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The prompt as the language model reads it, for ``generate`` and ``rank_candidates``.
+
+        Args:
+            input_ids, inputs_embeds: As in ``generate``.
+            images: As in ``get_image_features``.
+
+        Returns:
+            `tuple`: ``input_ids``, where they were given or could be made, and embeddings of shape
+            (batch, tokens, hidden) with the image features in place.
+
+        Raises:
+            ValueError: As in ``forward``.
+        """
+        model: Any = self
+        image_features: Any = None
+        pixel_values = images.get("pixel_values")
+        if pixel_values is not None or images.get("image_embeds") is not None:
+            image_features = model.get_image_features(**images).pooler_output
+            if input_ids is None and inputs_embeds is None:
+                sized: Any = pixel_values if images.get("image_index") is None else None
+                input_ids = self._image_prompt(len(image_features if sized is None else sized), image_features)
+        else:
+            image_features = self._no_image_features(input_ids, inputs_embeds)
+        return input_ids, self.place_image_features(input_ids, inputs_embeds, image_features)
+
+    def _image_prompt(self, rows: int, image_features: torch.Tensor) -> torch.Tensor:
+        """Placeholders and the token that an empty text comes down to: BOS, or for T5 the end token."""
+        placeholders = image_features.shape[0] * image_features.shape[1] // rows
+        config = self.generation_config
+        last = config.eos_token_id if self.config.is_encoder_decoder else config.bos_token_id
+        last = last[0] if isinstance(last, list) else last
+        if last is None:
+            raise ValueError("without input_ids the generation_config needs a bos_token_id (T5: eos_token_id)")
+        prompt = [self.config.image_token_id] * placeholders + [last]
+        return torch.tensor([prompt] * rows, dtype=torch.long, device=image_features.device)
+
+
+__all__ = ["QFormerImageFeatures", "QFormerLanguageModel", "QFormerLanguageModelOutput"]
