@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 
+from instructblip_hf.models.blip_2 import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 from instructblip_hf.models.instructblip import InstructBlipConfig, InstructBlipForConditionalGeneration
 
 
@@ -55,7 +56,7 @@ def text_config(kind: str) -> transformers.PreTrainedConfig:
 
 
 def config_dict(kind: str, **qformer: Any) -> dict[str, Any]:
-    """Arguments for an InstructBLIP configuration, ours or stock's."""
+    """Arguments for an InstructBLIP or BLIP-2 configuration, ours or stock's."""
     return {
         "vision_config": {
             "hidden_size": 32,
@@ -102,6 +103,28 @@ def stock_model(kind: str = "llama", seed: int = 0) -> transformers.InstructBlip
     """A tiny InstructBLIP of transformers, in evaluation mode."""
     config = transformers.InstructBlipConfig(**config_dict(kind))
     return randomise(transformers.InstructBlipForConditionalGeneration(config), seed).eval()
+
+
+def our_blip_2(kind: str = "opt", seed: int = 0, **qformer: Any) -> Blip2ForConditionalGeneration:
+    """A tiny BLIP-2 of this package, in evaluation mode."""
+    return randomise(Blip2ForConditionalGeneration(Blip2Config(**config_dict(kind, **qformer))), seed).eval()
+
+
+def stock_blip_2(kind: str = "opt", seed: int = 0) -> transformers.Blip2ForConditionalGeneration:
+    """A tiny BLIP-2 of transformers, in evaluation mode."""
+    config = transformers.Blip2Config(**config_dict(kind))
+    return randomise(transformers.Blip2ForConditionalGeneration(config), seed).eval()
+
+
+def first_stage_config(**options: Any) -> dict[str, Any]:
+    """Arguments for the configuration of BLIP-2 without a language model, ours or stock's."""
+    parts = config_dict("opt", use_qformer_text_input=True)
+    return {**parts, "image_token_index": 59, "image_text_hidden_size": 16, **options}
+
+
+def our_retrieval_model(seed: int = 0, **options: Any) -> Blip2ForImageTextRetrieval:
+    """A tiny BLIP-2 of this package that compares images and texts, in evaluation mode."""
+    return randomise(Blip2ForImageTextRetrieval(Blip2Config(**first_stage_config(**options))), seed).eval()
 
 
 def batch(

@@ -1,12 +1,13 @@
 """`AutoModelForVision2Seq`, which transformers 5 removed, on the public machinery of its Auto classes.
 
-``from_pretrained`` and ``from_config`` are those of every Auto class. InstructBLIP configurations, ours and stock
-transformers' alike, lead to this package's model; every other type leads to the class that
+``from_pretrained`` and ``from_config`` are those of every Auto class. InstructBLIP and BLIP-2 configurations, ours and
+stock transformers' alike, lead to this package's models; every other type leads to the class that
 ``AutoModelForImageTextToText`` has for it, which includes all types of transformers 4's ``AutoModelForVision2Seq``.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict
 from typing import Any
 
@@ -22,8 +23,11 @@ except ImportError as error:
     raise ImportError(moved(AUTO_CLASS, "the auto factory of transformers.models.auto", instead)) from error
 
 
-_FAMILIES = {"InstructBlipConfig": "InstructBlipForConditionalGeneration"}
-_CONFIG_MODULES = ("instructblip_hf.", "transformers.models.instructblip.")
+_FAMILIES = {
+    "InstructBlipConfig": "InstructBlipForConditionalGeneration",
+    "Blip2Config": "Blip2ForConditionalGeneration",
+}
+_CONFIG_MODULES = ("instructblip_hf.", "transformers.models.instructblip.", "transformers.models.blip_2.")
 
 
 class _Vision2SeqMapping(_LazyAutoMapping):
@@ -32,9 +36,7 @@ class _Vision2SeqMapping(_LazyAutoMapping):
     def __getitem__(self, key: type) -> Any:
         # Remote code has configuration classes of these names as well, and they are not ours.
         if key.__name__ in _FAMILIES and key.__module__.startswith(_CONFIG_MODULES):
-            from .models import instructblip
-
-            return getattr(instructblip, _FAMILIES[key.__name__])
+            return getattr(importlib.import_module(__package__), _FAMILIES[key.__name__])
         return super().__getitem__(key)
 
 

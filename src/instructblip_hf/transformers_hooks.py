@@ -3,7 +3,7 @@
 Three things are offered, each where transformers itself would look for it:
 
 - ``AutoModelForVision2Seq`` on ``transformers``, ``transformers.models.auto`` and its ``modeling_auto``;
-- the InstructBLIP vision tower and Q-Former as types that stock ``AutoModel`` builds and loads;
+- the vision towers and Q-Formers of InstructBLIP and BLIP-2 as types that stock ``AutoModel`` builds and loads;
 - the tasks ``"image-to-text"`` and ``"vocabulary-ranking"`` of ``transformers.pipeline``.
 
 [`install`] imports neither torch nor transformers. A finder at the head of ``sys.meta_path`` patches a module right
@@ -44,9 +44,11 @@ TASKS: dict[str, tuple[str, str, tuple[str, str]]] = {
 _PARTS = {
     "InstructBlipVisionConfig": ("instructblip_vision_model", "InstructBlipVisionModel"),
     "InstructBlipQFormerConfig": ("instructblip_qformer", "InstructBlipQFormerModel"),
+    "Blip2VisionConfig": ("blip_2_vision_model", "Blip2VisionModel"),
+    "Blip2QFormerConfig": ("blip_2_qformer", "Blip2QFormerModel"),
 }
 _OURS = __name__.rpartition(".")[0]
-_STOCK_FAMILY = "transformers.models.instructblip."
+_STOCK_FAMILIES = ("transformers.models.instructblip.", "transformers.models.blip_2.")
 
 _LOCK = threading.RLock()
 _UNDO: list[Callable[[], None]] = []
@@ -193,7 +195,7 @@ class _PartClasses(dict[type, Any]):
         if not model_name or super().__contains__(config_class):
             return
         module = config_class.__module__
-        is_stock = module.startswith(_STOCK_FAMILY) and model_type not in self.stock_model_types
+        is_stock = module.startswith(_STOCK_FAMILIES) and model_type not in self.stock_model_types
         if is_stock or module.startswith(_OURS + "."):
             self[config_class] = getattr(importlib.import_module(_OURS), model_name)
 
@@ -229,9 +231,10 @@ def _explain_unknown_part(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(*args, **kwargs)
         except (KeyError, ValueError) as error:
-            if any(name in str(error) for name in _PARTS):
-                instead = "build the part with instructblip_hf.InstructBlipVisionModel or InstructBlipQFormerModel"
-                message = moved("AutoModel for a part of InstructBLIP", "MODEL_MAPPING._extra_content", instead)
+            part = next((model_name for name, (_, model_name) in _PARTS.items() if name in str(error)), None)
+            if part is not None:
+                instead = f"build the part with instructblip_hf.{part}"
+                message = moved(f"AutoModel for a {part}", "MODEL_MAPPING._extra_content", instead)
                 raise RuntimeError(message) from error
             raise
 

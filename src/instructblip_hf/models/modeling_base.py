@@ -72,6 +72,15 @@ class StrictLoadingMixin:
                 vars(model.config).pop(name, None)
         return (model, info) if output_loading_info else model
 
+    def post_init(self) -> None:
+        super().post_init()  # type: ignore[misc]
+        # transformers adds the parts' patterns to the whole's. A vision tower or Q-Former leaves out the keys of its
+        # neighbours when it is loaded out of a full checkpoint; here those keys are the model's own.
+        own = type(self)._keys_to_ignore_on_load_unexpected or ()  # type: ignore[attr-defined]
+        language_model: Any = self._modules.get("language_model")  # type: ignore[attr-defined]
+        others = getattr(language_model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        vars(self)["_keys_to_ignore_on_load_unexpected"] = {*own, *others}
+
     @classmethod
     def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
         return super()._from_config(cls._own_config(config), **kwargs)  # type: ignore[misc]
@@ -142,14 +151,6 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
 
     language_model: PreTrainedModel
-
-    def post_init(self) -> None:
-        super().post_init()
-        # transformers adds the parts' patterns to the whole's. A vision tower or Q-Former leaves out the keys of its
-        # neighbours when it is loaded out of a full checkpoint; here those keys are the model's own.
-        own = type(self)._keys_to_ignore_on_load_unexpected or ()
-        language_model: Any = self.language_model
-        self._keys_to_ignore_on_load_unexpected = {*own, *(language_model._keys_to_ignore_on_load_unexpected or ())}
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
@@ -246,6 +247,11 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: If placeholders and features differ in number, or a row holds part of an image.
         """
+        if image_features is not None and self.config.image_token_id is None:
+            raise ValueError(
+                "config.image_token_index is None: set it to the id of the placeholder that stands for images in the "
+                "prompt (processor.image_token_id)"
+            )
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("input_ids or inputs_embeds are needed")

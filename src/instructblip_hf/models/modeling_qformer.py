@@ -349,8 +349,9 @@ class QFormerLanguageModel(VisionLanguageModel):
         if pixel_values is not None or images.get("image_embeds") is not None:
             image_features = model.get_image_features(**images).pooler_output
             if input_ids is None and inputs_embeds is None:
-                sized: Any = pixel_values if images.get("image_index") is None else None
-                input_ids = self._image_prompt(len(image_features if sized is None else sized), image_features)
+                has_videos = pixel_values is not None and images.get("image_index") is None
+                rows: Any = pixel_values if has_videos else image_features
+                input_ids = self._image_prompt(len(rows), image_features)
         else:
             image_features = self._no_image_features(input_ids, inputs_embeds)
         return input_ids, self.place_image_features(input_ids, inputs_embeds, image_features)

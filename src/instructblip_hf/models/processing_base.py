@@ -41,11 +41,17 @@ class VisionLanguageProcessor(ProcessorMixin):
     tokenizer: Any
     image_processor: Any
     image_token: str
+    num_query_tokens: int | None
 
     @property
     def tokens_per_image(self) -> int:
         """Placeholder tokens that stand for one image in the language model's prompt."""
-        raise NotImplementedError
+        if self.num_query_tokens is None:
+            raise ValueError(
+                "num_query_tokens of the processor is None: set it to the model's config.num_query_tokens, so that "
+                "prompts get as many placeholders an image"
+            )
+        return self.num_query_tokens
 
     @property
     def image_token_id(self) -> int:

@@ -35,7 +35,12 @@ _FAMILIES = {
         config="models.instructblip.configuration_instructblip.InstructBlipConfig",
         model="models.instructblip.modeling_instructblip.InstructBlipForConditionalGeneration",
         processor="models.instructblip.processing_instructblip.InstructBlipProcessor",
-    )
+    ),
+    "blip-2": _Family(
+        config="models.blip_2.configuration_blip_2.Blip2Config",
+        model="models.blip_2.modeling_blip_2.Blip2ForConditionalGeneration",
+        processor="models.blip_2.processing_blip_2.Blip2Processor",
+    ),
 }
 _MODEL_AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForVision2Seq")
 

@@ -44,11 +44,7 @@ class QFormerEmbeddings(nn.Module):
         if input_ids is not None:
             if not self.has_text:
                 raise ValueError("this Q-Former has use_qformer_text_input=False and takes no input_ids")
-            if input_ids.shape[1] > self.max_positions:
-                raise ValueError(
-                    f"the instruction has {input_ids.shape[1]} tokens, the Q-Former at most {self.max_positions} "
-                    "positions; the processor cuts it where it knows the limit (qformer_tokenizer.model_max_length)"
-                )
+            check_text_length(input_ids, self.max_positions)
             if position_ids is None:
                 position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
             states.append(self.word_embeddings(input_ids) + self.position_embeddings(position_ids))
@@ -56,6 +52,15 @@ class QFormerEmbeddings(nn.Module):
             raise ValueError("the Q-Former needs query_embeds, input_ids or both")
         embeddings = torch.cat(states, dim=1) if len(states) > 1 else states[0]
         return self.dropout(self.layernorm(embeddings.to(self.layernorm.weight.dtype)))
+
+
+def check_text_length(input_ids: torch.Tensor, max_positions: int) -> None:
+    """Raises a `ValueError` for text that is longer than the Q-Former has positions."""
+    if input_ids.shape[1] > max_positions:
+        raise ValueError(
+            f"the Q-Former's text has {input_ids.shape[1]} tokens, the Q-Former at most {max_positions} positions; the "
+            "processor cuts it where it knows the limit (model_max_length of the Q-Former's tokenizer)"
+        )
 
 
 class QFormerMultiHeadAttention(nn.Module):
@@ -231,4 +236,4 @@ class QFormerEncoder(nn.Module):
         )
 
 
-__all__ = ["QFormerAttention", "QFormerEmbeddings", "QFormerEncoder", "QFormerLayer"]
+__all__ = ["QFormerAttention", "QFormerEmbeddings", "QFormerEncoder", "QFormerLayer", "check_text_length"]

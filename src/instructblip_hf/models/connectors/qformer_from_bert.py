@@ -7,6 +7,7 @@ token-type embeddings and pooler have no place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,28 +37,33 @@ def bert_shape(bert_config: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def copy_bert_weights(bert: PreTrainedModel, qformer: PreTrainedModel) -> list[str]:
+def copy_bert_weights(
+    bert: PreTrainedModel,
+    target: Mapping[str, torch.Tensor],
+    has_text: bool,
+    layernorm: str = "embeddings.layernorm",
+) -> list[str]:
     """Copy a BERT's weights into a Q-Former.
 
     Args:
         bert (`BertModel` or a model with a ``bert`` in it): Source.
-        qformer (`PreTrainedModel`): Q-Former of the same shape; its text embedding may have more rows.
+        target (`Mapping[str, torch.Tensor]`): Parameters of a Q-Former of the same shape by BERT's names; its text
+            embedding may have more rows.
+        has_text (`bool`): Whether the Q-Former has a place for text; without it BERT's weights for text are left out.
+        layernorm (`str`, *optional*, defaults to `"embeddings.layernorm"`): Name there of the embeddings' layer norm.
 
     Returns:
-        `list[str]`: The Q-Former's parameters that BERT has nothing for and that stay as initialised.
+        `list[str]`: The parameters that BERT has nothing for and that stay as initialised.
 
     Raises:
         ValueError: If a shape differs.
         KeyError: If BERT holds a weight without a home here.
     """
-    target = dict(qformer.named_parameters())
     copied: set[str] = set()
     for name, value in getattr(bert, "bert", bert).state_dict().items():
         if name.startswith(_UNUSED):
             continue
-        name = name.replace(".attention.self.", ".attention.attention.").replace(
-            "embeddings.LayerNorm", "embeddings.layernorm"
-        )
+        name = name.replace(".attention.self.", ".attention.attention.").replace("embeddings.LayerNorm", layernorm)
         copies = [name]
         for part in ("intermediate", "output"):
             # Feed-forward layers alone: "encoder.layer.0.output.", not "encoder.layer.0.attention.output."
@@ -65,7 +71,7 @@ def copy_bert_weights(bert: PreTrainedModel, qformer: PreTrainedModel) -> list[s
                 copies.append(name.replace(f".{part}.", f".{part}_query."))
         for copy_name in copies:
             if copy_name not in target:
-                if not qformer.config.use_qformer_text_input:
+                if not has_text:
                     continue
                 raise KeyError(f"BERT's weight {name!r} has no place in the Q-Former")
             parameter = target[copy_name]

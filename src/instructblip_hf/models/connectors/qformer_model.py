@@ -26,6 +26,7 @@ class QFormerModel(ModelPart):
 
     config: QFormerConfig
     base_model_prefix = "qformer"
+    layernorm_name = "embeddings.layernorm"
     encoder: QFormerEncoder
 
     def encode(
@@ -155,7 +156,9 @@ def build_qformer(
     config = copy.deepcopy(config) if config is not None else new_config(**bert_shape(model.config))
     config.encoder_hidden_size = image_hidden_size
     qformer = qformer_class(config)
-    copy_bert_weights(model, qformer)
+    copy_bert_weights(
+        model, dict(qformer.named_parameters()), config.use_qformer_text_input, qformer_class.layernorm_name
+    )
     return qformer
 
 

@@ -58,16 +58,6 @@ class InstructBlipProcessor(VisionLanguageProcessor):
         )
 
     @property
-    def tokens_per_image(self) -> int:
-        """Placeholder tokens that stand for one image in the language model's prompt."""
-        if self.num_query_tokens is None:
-            raise ValueError(
-                "num_query_tokens of the processor is None: set it to the model's config.num_query_tokens, so that "
-                "prompts get as many placeholders an image"
-            )
-        return self.num_query_tokens
-
-    @property
     def model_input_names(self) -> list[str]:
         """Names of all inputs the processor can make."""
         names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]

@@ -1,4 +1,4 @@
-"""Same weights, same inputs: this package against transformers' own InstructBLIP, the oracle."""
+"""Same weights, same inputs: this package against transformers' own InstructBLIP and BLIP-2, the oracle."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import pytest
 import torch
 import transformers
 
-from instructblip_hf.models.instructblip import InstructBlipForConditionalGeneration
-from tiny_models import LANGUAGE_MODELS, batch, labels_for, our_model, stock_model
+from tiny_models import batch, labels_for, our_blip_2, our_model, stock_blip_2, stock_model
+
+
+MODELS = {
+    "instructblip-llama": (stock_model, our_model, "llama"),
+    "instructblip-t5": (stock_model, our_model, "t5"),
+    "blip-2-opt": (stock_blip_2, our_blip_2, "opt"),
+    "blip-2-t5": (stock_blip_2, our_blip_2, "t5"),
+    "blip-2-llama": (stock_blip_2, our_blip_2, "llama"),
+}
 
 
 BATCHES = {
@@ -26,13 +34,21 @@ GENERATION = {
 }
 
 
-@pytest.fixture(scope="module", params=LANGUAGE_MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def pair(request):
-    """Stock's model and ours with its weights."""
-    stock = stock_model(request.param)
-    ours = our_model(request.param, seed=1)
+    """Kind of language model, stock's model and ours with its weights."""
+    build_stock, build_ours, kind = MODELS[request.param]
+    stock, ours = build_stock(kind), build_ours(kind, seed=1)
     ours.load_state_dict(stock.state_dict())
-    return request.param, stock, ours
+    return kind, stock, ours
+
+
+def inputs_for(model, **shape):
+    """A batch; BLIP-2's Q-Former reads no instruction."""
+    inputs = batch(**shape)
+    if model.config.model_type == "blip-2":
+        inputs = {name: value for name, value in inputs.items() if not name.startswith("qformer")}
+    return inputs
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -50,7 +66,7 @@ def test_parameters_have_the_published_names(pair):
 @pytest.mark.parametrize("name", BATCHES)
 def test_logits_loss_and_gradients(pair, name, attn_implementation):
     kind, stock, ours = pair
-    inputs = batch(**BATCHES[name])
+    inputs = inputs_for(ours, **BATCHES[name])
     inputs["labels"] = labels_for(kind, inputs)
     results = []
     for model in (stock, ours):
@@ -74,7 +90,7 @@ def test_logits_loss_and_gradients(pair, name, attn_implementation):
 @pytest.mark.parametrize("name", [name for name in BATCHES if name != "right padding"])
 def test_generated_tokens(pair, name, how):
     _, stock, ours = pair
-    inputs = batch(**BATCHES[name])
+    inputs = inputs_for(ours, **BATCHES[name])
     tokens = []
     for model in (stock, ours):
         torch.manual_seed(7)
@@ -84,7 +100,7 @@ def test_generated_tokens(pair, name, how):
 
 def test_vision_and_qformer_outputs(pair):
     _, stock, ours = pair
-    inputs = batch()
+    inputs = inputs_for(ours)
     expected = stock.vision_model(inputs["pixel_values"], output_hidden_states=True)
     actual = ours.vision_model(inputs["pixel_values"], output_hidden_states=True)
     torch.testing.assert_close(actual.last_hidden_state, expected.last_hidden_state)
@@ -134,22 +150,20 @@ def test_video_equals_stocks_video_model():
 @pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
 def test_saved_folders_are_exchanged(pair, tmp_path, max_shard_size):
     kind, stock, ours = pair
-    inputs = batch()
+    inputs = inputs_for(ours)
     inputs["labels"] = labels_for(kind, inputs)
     stock.save_pretrained(tmp_path / "stock", max_shard_size=max_shard_size)
     ours.save_pretrained(tmp_path / "ours", max_shard_size=max_shard_size)
     shards = len(list((tmp_path / "ours").glob("*.safetensors")))
     assert shards == 1 if max_shard_size == "5GB" else shards > 3
 
-    from_stock, info = InstructBlipForConditionalGeneration.from_pretrained(
-        tmp_path / "stock", output_loading_info=True
-    )
+    from_stock, info = type(ours).from_pretrained(tmp_path / "stock", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     into_stock, info = transformers.AutoModelForImageTextToText.from_pretrained(
         tmp_path / "ours", output_loading_info=True
     )
-    assert type(into_stock) is transformers.InstructBlipForConditionalGeneration
+    assert type(into_stock) is type(stock)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     stock.set_attn_implementation("eager")

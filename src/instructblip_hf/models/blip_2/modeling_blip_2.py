@@ -1,0 +1,211 @@
+"""BLIP-2 with a language model (Li et al., 2023, arXiv 2301.12597, section 3.3): its second stage, and inference.
+
+Walk: images go through the vision tower; learned queries read them in the Q-Former; a linear projection takes the
+queries into the language model, where they stand in the place of placeholder tokens. Class names, module names and
+parameter names are transformers' own, so checkpoints are exchanged in both directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationMixin
+from transformers.utils import ModelOutput
+
+from ..modeling_qformer import QFormerImageFeatures, QFormerLanguageModel, QFormerLanguageModelOutput
+from .configuration_blip_2 import Blip2Config
+from .modeling_blip_2_parts import Blip2QFormerModel, Blip2VisionModel
+
+
+@dataclass
+class Blip2ForConditionalGenerationModelOutput(QFormerLanguageModelOutput):
+    """Output of [`Blip2ForConditionalGeneration`], a [`QFormerLanguageModelOutput`]."""
+
+
+class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
+    """BLIP-2 with any vision tower and any causal or sequence-to-sequence language model.
+
+    Example:
+
+    ```python
+    >>> from instructblip_hf import Blip2ForConditionalGeneration, Blip2Processor
+    >>> model = Blip2ForConditionalGeneration.from_pretrained("Salesforce/blip2-opt-2.7b")
+    >>> processor = Blip2Processor.from_pretrained("Salesforce/blip2-opt-2.7b")
+    >>> inputs = processor(images="scene.png", text="Question: what is this? Answer:", return_tensors="pt")
+    >>> processor.batch_decode(model.generate(**inputs, return_full_text=False), skip_special_tokens=True)
+    ```
+    """
+
+    config: Blip2Config
+    config_class = Blip2Config
+    vision_class = Blip2VisionModel
+    qformer_class = Blip2QFormerModel
+    output_class = Blip2ForConditionalGenerationModelOutput
+    # In float16 the Q-Former keeps the precision it was trained in, as in stock transformers.
+    _keep_in_fp32_modules = ["query_tokens", "qformer"]
+
+    # --- images ---------------------------------------------------------------------------------------------------
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        image_index: torch.Tensor | None = None,
+    ) -> QFormerImageFeatures:
+        """Vision tower, Q-Former and projection.
+
+        Args:
+            pixel_values (`torch.Tensor`, *optional*):
+                Shape (images, 3, height, width), or (batch, frames, 3, height, width) for video.
+            image_embeds (`torch.Tensor`, *optional*):
+                Shape (images, image tokens, vision hidden): features of the vision tower, in place of pixels.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            output_hidden_states (`bool`, *optional*): Also of vision tower and Q-Former.
+            output_attentions (`bool`, *optional*): Also of vision tower and Q-Former; needs eager attention.
+            image_index (`torch.LongTensor`, *optional*):
+                Shape (images in the text,), in reading order: for each the row of ``pixel_values`` or
+                ``image_embeds`` that it is. By default one each.
+
+        Returns:
+            [`QFormerImageFeatures`]: ``pooler_output`` has shape (images, queries, language model hidden), with
+            ``image_index`` (images in the text, queries, language model hidden).
+
+        Raises:
+            ValueError: If both or neither of pixels and features are given, or ``image_index`` does not fit or comes
+                with video.
+        """
+        return self._get_image_features(
+            pixel_values, image_embeds, interpolate_pos_encoding, output_hidden_states, output_attentions, image_index
+        )
+
+    # --- forward --------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        image_index: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        logits_at_labels: bool = False,
+        **kwargs: Any,
+    ) -> Blip2ForConditionalGenerationModelOutput | tuple[Any, ...]:
+        """Logits, and with labels the loss, for a batch whose rows hold no, one or several images.
+
+        Args:
+            pixel_values (`torch.Tensor`, *optional*):
+                Shape (images, 3, height, width), all images of the batch in reading order, or
+                (batch, frames, 3, height, width) for video.
+            input_ids (`torch.LongTensor`, *optional*):
+                Shape (batch, tokens), with ``config.num_query_tokens`` placeholders for each of a row's images.
+            attention_mask (`torch.Tensor`, *optional*): Shape (batch, tokens); by default all ones.
+            decoder_input_ids (`torch.LongTensor`, *optional*): Shape (batch, target tokens), for T5 and the like.
+            decoder_attention_mask (`torch.Tensor`, *optional*): Shape (batch, target tokens).
+            inputs_embeds (`torch.Tensor`, *optional*): Shape (batch, tokens, hidden), in place of ``input_ids``.
+            labels (`torch.LongTensor`, *optional*):
+                Shape (batch, tokens) for a causal model, (batch, target tokens) for a sequence-to-sequence one;
+                -100 is left out.
+            image_embeds (`torch.Tensor`, *optional*): Vision features in place of pixels, see [`get_image_features`].
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            output_hidden_states (`bool`, *optional*): Of all three parts.
+            output_attentions (`bool`, *optional*): Of all three parts; needs eager attention.
+            return_dict (`bool`, *optional*): `False` for a tuple.
+            image_index (`torch.LongTensor`, *optional*):
+                Shape (images in the text,), for rows that share images, see [`get_image_features`].
+            image_states (`torch.Tensor`, *optional*):
+                States of the vision tower before its last layer norm, in place of pixels, shape (images, image tokens,
+                vision hidden). See [`Blip2VisionModel.image_states`]; other towers have none.
+            logits_at_labels (`bool`, *optional*, defaults to `False`):
+                For training: the loss alone, and ``label_losses``. Logits are computed where there are labels, a chunk
+                at a time, and not returned, which saves most of the language model's memory at its head.
+            kwargs: For the language model; ``num_items_in_batch`` for the loss.
+
+        Returns:
+            [`Blip2ForConditionalGenerationModelOutput`]
+
+        Raises:
+            ValueError: If placeholders and images do not match, images are given in two ways, or ``logits_at_labels``
+                comes without labels or does not suit the language model.
+        """
+        images = {
+            "pixel_values": pixel_values,
+            "image_embeds": image_embeds,
+            "interpolate_pos_encoding": interpolate_pos_encoding,
+            "image_index": image_index,
+        }
+        return self._forward(
+            images,
+            image_states,
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            output_hidden_states,
+            output_attentions,
+            return_dict,
+            labels,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            logits_at_labels=logits_at_labels,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_full_text: bool = True,
+        image_index: torch.Tensor | None = None,
+        **generate_kwargs: Any,
+    ) -> torch.Tensor | ModelOutput:
+        """Describe or answer. The images are encoded once, also for beams and several sequences.
+
+        Args:
+            pixel_values, input_ids, attention_mask, inputs_embeds, image_embeds, interpolate_pos_encoding: As in
+                [`forward`]. Without ``input_ids`` the prompt is the image alone, one image a row. Batches for a causal
+                model are padded on the left.
+            return_full_text (`bool`, *optional*, defaults to `True`):
+                Whether a causal model's sequences start with the prompt, as stock transformers returns them.
+                `False` returns the completion alone. Sequence-to-sequence models never return the prompt.
+            image_index (`torch.LongTensor`, *optional*): As in [`forward`].
+            generate_kwargs: As for `transformers.GenerationMixin.generate`; defaults are ``generation_config``'s.
+
+        Returns:
+            `torch.LongTensor` of shape (batch * num_return_sequences, tokens), or a `ModelOutput` where
+            ``return_dict_in_generate`` is set.
+
+        Raises:
+            ValueError: As in [`forward`].
+        """
+        input_ids, inputs_embeds = self.embed_prompt(
+            input_ids,
+            inputs_embeds,
+            pixel_values=pixel_values,
+            image_embeds=image_embeds,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            image_index=image_index,
+        )
+        return self.generate_from_embeddings(
+            inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs
+        )
+
+
+__all__ = ["Blip2ForConditionalGeneration", "Blip2ForConditionalGenerationModelOutput"]
