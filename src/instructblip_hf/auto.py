@@ -7,7 +7,6 @@ stock transformers' alike, lead to this package's models; every other type leads
 
 from __future__ import annotations
 
-import importlib
 from collections import OrderedDict
 from typing import Any
 
@@ -23,10 +22,7 @@ except ImportError as error:
     raise ImportError(moved(AUTO_CLASS, "the auto factory of transformers.models.auto", instead)) from error
 
 
-_FAMILIES = {
-    "InstructBlipConfig": "InstructBlipForConditionalGeneration",
-    "Blip2Config": "Blip2ForConditionalGeneration",
-}
+_CONFIGS = ("InstructBlipConfig", "Blip2Config")
 _CONFIG_MODULES = ("instructblip_hf.", "transformers.models.instructblip.", "transformers.models.blip_2.")
 
 
@@ -35,8 +31,10 @@ class _Vision2SeqMapping(_LazyAutoMapping):
 
     def __getitem__(self, key: type) -> Any:
         # Remote code has configuration classes of these names as well, and they are not ours.
-        if key.__name__ in _FAMILIES and key.__module__.startswith(_CONFIG_MODULES):
-            return getattr(importlib.import_module(__package__), _FAMILIES[key.__name__])
+        if key.__name__ in _CONFIGS and key.__module__.startswith(_CONFIG_MODULES):
+            from .models.families import FAMILIES
+
+            return FAMILIES[key.model_type].model_class  # type: ignore[attr-defined]
         return super().__getitem__(key)
 
 

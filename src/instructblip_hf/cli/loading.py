@@ -25,8 +25,8 @@ class LoadedModel:
 
     Attributes:
         name (`str`): As the user named it.
-        model (`InstructBlipForConditionalGeneration`): In evaluation mode, on its device.
-        processor (`InstructBlipProcessor`): Its processor.
+        model (`PreTrainedModel`): Of one of the families, in evaluation mode, on its device.
+        processor (`ProcessorMixin`): Its processor.
     """
 
     name: str
@@ -69,7 +69,7 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
     import torch
     from transformers.utils import find_adapter_config_file, logging
 
-    from ..models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
+    from ..models.families import FAMILIES, family_of
 
     if device is None:
         accelerator = torch.accelerator.current_accelerator()
@@ -83,13 +83,14 @@ def load(name: str | None, device: str | None = None, dtype: str | None = None) 
         raise ValueError(f"--device: {device!r} is no device that this torch knows") from error
     if name in BUNDLED_CHECKPOINTS or not sys.stderr.isatty():
         logging.disable_progress_bar()
-    processor = InstructBlipProcessor.from_pretrained(path, **options)
     if find_adapter_config_file(path, **options) is not None:
         from ..training.adapters import load_adapter
 
         model = load_adapter(path, dtype=getattr(torch, dtype), **options).get_base_model()
     else:
-        model = InstructBlipForConditionalGeneration.from_pretrained(path, dtype=getattr(torch, dtype), **options)
+        _, model_class = family_of(path, **options)
+        model = model_class.from_pretrained(path, dtype=getattr(torch, dtype), **options)
+    processor = FAMILIES[model.config.model_type].processor_class.from_pretrained(path, **options)
     return LoadedModel(name, model.to(target).eval(), processor)
 
 

@@ -22,7 +22,7 @@ from .language_models.adapter import build_language_model
 from .ranking import RankingOutput, rank_continuations
 
 
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Filled in from the language model's own generation configuration where a checkpoint's outer one leaves them out.
 _TOKEN_ID_OPTIONS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -54,7 +54,7 @@ class StrictLoadingMixin:
             given = kwargs["config"]
             kwargs["config"] = cls._own_config(given)
             if kwargs["config"] is not given:
-                hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+                hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
                 cls._read_foreign_parts(kwargs["config"], pretrained_model_name_or_path, hub_options)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = cls._keep_image_side_whole(kwargs["quantization_config"])

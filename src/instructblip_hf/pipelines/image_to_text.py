@@ -24,7 +24,7 @@ _MAX_NEW_TOKENS = 256
 class ImageToTextPipeline(Pipeline):
     """Text for an image, or for an image and a prompt.
 
-    Works with InstructBLIP of this package, and with stock transformers' InstructBLIP, BLIP, BLIP-2, LLaVA, GIT,
+    Works with InstructBLIP and BLIP-2 of this package, and with stock transformers' InstructBLIP, BLIP, BLIP-2, LLaVA, GIT,
     Pix2Struct and vision-encoder-decoder models. A prompt goes to the model as it stands: LLaVA's needs its
     ``<image>`` marker, and a chat model's its turns (or use the ``image-text-to-text`` pipeline with messages).
 

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
-from ..models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
+from ..models.families import FAMILIES, family_of
+from ..models.modeling_base import HUB_OPTIONS
 from .quantization import is_quantized, keep_weights_as_loaded, quantization_config
 
 
@@ -209,7 +210,7 @@ def load_adapter(
         options: For loading both from the Hub, like ``local_files_only``.
 
     Returns:
-        `peft.PeftModel`: In evaluation mode; its ``get_base_model()`` is an `InstructBlipForConditionalGeneration`.
+        `peft.PeftModel`: In evaluation mode; its ``get_base_model()`` is a model of this package.
 
     Raises:
         KeyError: If the adapter holds tensors that the base has no place for, or lacks some that it should hold.
@@ -231,7 +232,8 @@ def load_adapter(
         compute_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
         loading["quantization_config"] = quantization_config(quantization, compute_dtype)
     try:
-        model = InstructBlipForConditionalGeneration.from_pretrained(path, **loading)
+        _, model_class = family_of(path, **{name: value for name, value in loading.items() if name in HUB_OPTIONS})
+        model = model_class.from_pretrained(path, **loading)
     except OSError as error:
         raise OSError(f"the adapter {adapter} belongs to {name}, which cannot be loaded: {error}") from error
 
@@ -250,7 +252,7 @@ def merge_adapter(
     base: str | Path | None = None,
     dtype: torch.dtype | str = torch.float32,
     **options: Any,
-) -> InstructBlipForConditionalGeneration:
+) -> Any:
     """Adds an adapter to its base and saves the sum as a model of its own, with its processor.
 
     The base is loaded with all its bits, also where the adapter was trained on a quantised one.
@@ -260,7 +262,7 @@ def merge_adapter(
         output (`str` or `Path`): Folder for the model; it may not hold anything.
 
     Returns:
-        `InstructBlipForConditionalGeneration`: The merged model.
+        `PreTrainedModel`: The merged model.
 
     Raises:
         FileExistsError: If `output` is not empty.
@@ -272,7 +274,8 @@ def merge_adapter(
     wrapped = load_adapter(adapter, base, dtype, **options)
     if is_quantized(wrapped.get_base_model()):
         raise ValueError(f"the base of {adapter} has quantised weights, which LoRA cannot be added to exactly")
-    processor = InstructBlipProcessor.from_pretrained(str(adapter), **options)
+    family = FAMILIES[wrapped.get_base_model().config.model_type]
+    processor = family.processor_class.from_pretrained(str(adapter), **options)
     merged = wrapped.merge_and_unload(safe_merge=True)
     merged.save_pretrained(folder)
     processor.save_pretrained(folder)

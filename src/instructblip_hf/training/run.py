@@ -16,11 +16,8 @@ from ..data.mixture import MixtureDataset
 from ..data.mixture_report import markdown_table, mixture_table
 from ..data.procedural import ShapesWorldDataset
 from ..data.streaming import StreamMixture
-from ..models.instructblip import (
-    InstructBlipForConditionalGeneration,
-    InstructBlipProcessor,
-    load_without_instruction,
-)
+from ..models.families import family_of
+from ..models.instructblip import load_without_instruction
 from . import checkpoints
 from .adapters import check_base_is_unchanged
 from .arguments import DataArguments, ModelArguments, ShapesWorldArguments
@@ -192,9 +189,7 @@ def run_recipe(recipe: Recipe, output_dir: str | Path | None = None, resume: boo
     return prepare_run(recipe, output_dir, resume).run()
 
 
-def model_of(
-    recipe: Recipe, args: TrainingArguments
-) -> tuple[InstructBlipForConditionalGeneration, InstructBlipProcessor]:
+def model_of(recipe: Recipe, args: TrainingArguments) -> tuple[Any, Any]:
     """Model and processor of a recipe, with weights in the dtypes that it trains with.
 
     Raises:
@@ -208,9 +203,7 @@ def model_of(
     return model, processor
 
 
-def load_model(
-    arguments: ModelArguments, compute_dtype: torch.dtype = torch.float32
-) -> tuple[InstructBlipForConditionalGeneration, InstructBlipProcessor]:
+def load_model(arguments: ModelArguments, compute_dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Model and processor of a recipe, with fresh weights where it asks for them.
 
     Args:
@@ -225,14 +218,20 @@ def load_model(
     options: dict[str, Any] = {}
     if arguments.revision is not None:
         options["revision"] = arguments.revision
-    processor = InstructBlipProcessor.from_pretrained(arguments.path, **options)
+    family, model_class = family_of(arguments.path, **options)
+    processor = family.processor_class.from_pretrained(arguments.path, **options)
     if arguments.attn_implementation is not None:
         options["attn_implementation"] = arguments.attn_implementation
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     if arguments.quantization is not None:
         options["quantization_config"] = quantization_config(arguments.quantization, compute_dtype)
-    load: Any = InstructBlipForConditionalGeneration.from_pretrained
+    load: Any = model_class.from_pretrained
     if not arguments.qformer_instruction:
+        if family.package != "instructblip":
+            raise ValueError(
+                f"model.qformer_instruction is false, but {arguments.path} is of {model_class.__name__}, whose Q-Former "
+                "reads no instruction in any case: leave it out"
+            )
         load = load_without_instruction
     model = load(arguments.path, dtype=dtype, **options)
     keep_weights_as_loaded(model)

@@ -22,7 +22,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from ...checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
-from ...models.instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
+from ...models.families import family_of
 from ...models.language_models.adapter import padding_side
 from ..tasks import Decoding
 from .requests import DECODINGS, Generation, generation_of, images_of, with_markers
@@ -150,8 +150,9 @@ class InstructBlipHf(lmms):
         if chunk_size is not None:
             self.ranking_options["chunk_size"] = int(chunk_size)
         source = _source_of(pretrained)
-        self.processor = InstructBlipProcessor.from_pretrained(source)
-        model: Any = InstructBlipForConditionalGeneration.from_pretrained(source, dtype=getattr(torch, dtype))
+        family, model_class = family_of(source)
+        self.processor = family.processor_class.from_pretrained(source)
+        model: Any = model_class.from_pretrained(source, dtype=getattr(torch, dtype))
         self.model = model.to(self.device).eval()
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._candidate_ids: dict[tuple[str, bool], list[int]] = {}
