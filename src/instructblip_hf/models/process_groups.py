@@ -69,7 +69,7 @@ class GlobalBatch:
         longest = max(self.sizes)
         if longest > len(rows):
             rows = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-        gathered = _AllGather.apply(rows) if with_gradient else _all_gather(rows.detach())
+        gathered = _GatherRows.apply(rows) if with_gradient else _gather_rows(rows.detach())
         return torch.cat([part[:size] for part, size in zip(gathered, self.sizes)])
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
@@ -101,25 +101,26 @@ class GlobalBatch:
         return torch.nn.functional.pad(values, (0, int(longest) - values.shape[1]), value=fill)
 
 
-def _all_gather(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    rows = rows.contiguous()
-    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, rows)
-    return tuple(gathered)
+def _gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Shape (processes, rows, ...)."""
+    processes = dist.get_world_size()
+    gathered = rows.new_empty(processes * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    return gathered.unflatten(0, (processes, -1))
 
 
-class _AllGather(torch.autograd.Function):
-    """Gathering whose backward pass sums the gradients that all processes have for a process's rows."""
-
-    @staticmethod
-    def forward(ctx: object, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return _all_gather(rows)
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes; a row's gradient is the sum of what every process has for it."""
 
     @staticmethod
-    def backward(ctx: object, *gradients: torch.Tensor) -> torch.Tensor:
-        stacked = torch.stack(gradients)
-        dist.all_reduce(stacked)
-        return stacked[dist.get_rank()]
+    def forward(ctx: object, rows: torch.Tensor) -> torch.Tensor:
+        return _gather_rows(rows)
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
 
 
 __all__ = ["GlobalBatch"]

@@ -111,7 +111,7 @@ class Blip2ForImageTextRetrieval(StrictLoadingMixin, PreTrainedModel):
     _no_split_modules = [*NO_SPLIT_MODULES, "Blip2TextEmbeddings"]
     _keep_in_fp32_modules = ["query_tokens", "qformer"]
     # What the first stage has beyond this model.
-    _keys_to_ignore_on_load_unexpected = [r"^temp$", r"^cls\."]
+    _keys_to_ignore_on_load_unexpected: list[str] = [r"^temp$", r"^cls\."]
 
     def __init__(
         self,
