@@ -292,4 +292,65 @@ def merge(
     run_merge(adapter, output, base, dtype)
 
 
+@app.command()
+def convert(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE...", help="LAVIS files, the checkpoint first; or one folder of a model."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A new folder; or a new .pth, for a file in LAVIS's layout.")
+    ],
+    llm: Annotated[Path | None, typer.Option(help="Folder of the language model that the files do not hold.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of the language model's tokenizer; by default that of --llm.")
+    ] = None,
+    qformer_tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of the Q-Former's tokenizer, bert-base-uncased.")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="instructblip, instructblip-without-text, blip-2, blip-2-retrieval or blip-2-pretraining; by default "
+            "what the tensors make."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Folder with the model's config.json, in place of reading it off the tensors.")
+    ] = None,
+    vision_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the vision tower.")] = 16,
+    qformer_heads: Annotated[int, typer.Option(min=1, help="Attention heads of the Q-Former.")] = 12,
+    vision_layers: Annotated[
+        int | None, typer.Option(min=1, help="How many blocks of eva_vit_g.pth are used; 39 by default.")
+    ] = None,
+    image_token_id: Annotated[
+        int | None, typer.Option(min=0, help="Token id of the image placeholder; the tokenizer's, or a new one.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default as in the files.")
+    ] = None,
+    trimmed: Annotated[
+        bool, typer.Option("--trimmed", help="For LAVIS: without vision tower and language model.")
+    ] = False,
+    vocabulary_rows: Annotated[
+        int | None, typer.Option(min=1, help="For LAVIS: tokens of its language model; Vicuna's has 32001.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="A new JSON file that tells of every tensor.")] = None,
+) -> None:
+    """Convert LAVIS checkpoints to folders in transformers' layout, and back."""
+    from .convert import run_convert
+
+    to_folder: dict[str, Any] = {
+        "kind": kind,
+        "llm": llm,
+        "tokenizer": tokenizer,
+        "qformer_tokenizer": qformer_tokenizer,
+        "config": config,
+        "vision_layers": vision_layers,
+        "image_token_id": image_token_id,
+    }
+    to_lavis = {"trimmed": trimmed, "vocabulary_rows": vocabulary_rows}
+    run_convert(sources, output, report, dtype, (vision_heads, qformer_heads), to_folder, to_lavis)
+
+
 app.add_typer(data_app)

@@ -1,0 +1,81 @@
+"""`instructblip convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import fail, user_errors
+from .loading import check_dtype
+
+
+LAVIS_SUFFIXES = (".pth", ".pt")
+
+
+def run_convert(
+    sources: Sequence[Path],
+    output: Path,
+    report: Path | None,
+    dtype: str | None,
+    heads: tuple[int, int],
+    to_folder: dict[str, Any],
+    to_lavis: dict[str, Any],
+) -> None:
+    """Converts to what the output's name says, a LAVIS file or a folder, and says what became of every tensor.
+
+    Args:
+        sources (`Sequence[Path]`): Files of LAVIS's, or one folder.
+        output (`Path`): What to write; a name with one of [`LAVIS_SUFFIXES`] is a LAVIS file.
+        report (`Path`, *optional*): File for the report of each tensor.
+        dtype (`str`, *optional*): Of the weights of a folder.
+        heads (`tuple[int, int]`): Attention heads of vision tower and Q-Former, for a folder.
+        to_folder (`dict`): Further options for a folder; `None` is the default of each.
+        to_lavis (`dict`): Options for a LAVIS file; `None` or `False` is the default of each.
+    """
+    missing = [source for source in sources if not source.exists()]
+    if missing:
+        fail(*(f"there is no {source}" for source in missing))
+    writes_lavis = output.suffix in LAVIS_SUFFIXES
+    reads_folder = sources[0].is_dir()
+    if writes_lavis and (not reads_folder or len(sources) != 1):
+        fail(f"{output} is to be a file of LAVIS's: it is made of one folder; got {', '.join(map(str, sources))}")
+    if not writes_lavis and any(source.is_dir() for source in sources):
+        fail(
+            f"{output} is to be a folder, made of LAVIS's files; got the folder "
+            f"{next(str(source) for source in sources if source.is_dir())}. The language model's folder goes after --llm, "
+            f"and a file of LAVIS's ends with {' or '.join(LAVIS_SUFFIXES)}"
+        )
+    foreign = [
+        f"--{name.replace('_', '-')}" for name, value in (to_folder if writes_lavis else to_lavis).items() if value
+    ]
+    if foreign:
+        kind = "a LAVIS file" if writes_lavis else "a folder"
+        fail(f"{', '.join(foreign)} cannot be used where {kind} is written")
+    if report is not None and report.exists():
+        fail(f"--report: {report} is there already")
+    with user_errors():
+        if dtype is not None:
+            check_dtype(dtype)
+
+        import torch
+        from transformers.utils import logging
+
+        from ..conversion import Heads, ToFolder, ToLavis, convert_to_folder, convert_to_lavis
+
+        logging.disable_progress_bar()
+        if writes_lavis:
+            done = convert_to_lavis(sources[0], output, ToLavis(**to_lavis))
+        else:
+            given = {name: value for name, value in to_folder.items() if value is not None}
+            if dtype is not None:
+                given["dtype"] = getattr(torch, dtype)
+            done = convert_to_folder(sources, output, ToFolder(heads=Heads(*heads), **given))
+        if report is not None:
+            done.save(report)
+    print("\n".join(done.lines()))
+    if report is not None:
+        print(f"every tensor is in {report}")
+
+
+__all__ = ["LAVIS_SUFFIXES", "run_convert"]
