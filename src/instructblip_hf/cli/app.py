@@ -348,9 +348,10 @@ def convert(
         "config": config,
         "vision_layers": vision_layers,
         "image_token_id": image_token_id,
+        "dtype": dtype,
     }
     to_lavis = {"trimmed": trimmed, "vocabulary_rows": vocabulary_rows}
-    run_convert(sources, output, report, dtype, (vision_heads, qformer_heads), to_folder, to_lavis)
+    run_convert(sources, output, report, (vision_heads, qformer_heads), to_folder, to_lavis)
 
 
 app.add_typer(data_app)

@@ -17,7 +17,6 @@ def run_convert(
     sources: Sequence[Path],
     output: Path,
     report: Path | None,
-    dtype: str | None,
     heads: tuple[int, int],
     to_folder: dict[str, Any],
     to_lavis: dict[str, Any],
@@ -28,7 +27,6 @@ def run_convert(
         sources (`Sequence[Path]`): Files of LAVIS's, or one folder.
         output (`Path`): What to write; a name with one of [`LAVIS_SUFFIXES`] is a LAVIS file.
         report (`Path`, *optional*): File for the report of each tensor.
-        dtype (`str`, *optional*): Of the weights of a folder.
         heads (`tuple[int, int]`): Attention heads of vision tower and Q-Former, for a folder.
         to_folder (`dict`): Further options for a folder; `None` is the default of each.
         to_lavis (`dict`): Options for a LAVIS file; `None` or `False` is the default of each.
@@ -47,7 +45,9 @@ def run_convert(
             f"and a file of LAVIS's ends with {' or '.join(LAVIS_SUFFIXES)}"
         )
     foreign = [
-        f"--{name.replace('_', '-')}" for name, value in (to_folder if writes_lavis else to_lavis).items() if value
+        f"--{name.replace('_', '-')}"
+        for name, value in (to_folder if writes_lavis else to_lavis).items()
+        if value is not None and value is not False
     ]
     if foreign:
         kind = "a LAVIS file" if writes_lavis else "a folder"
@@ -55,8 +55,9 @@ def run_convert(
     if report is not None and report.exists():
         fail(f"--report: {report} is there already")
     with user_errors():
-        if dtype is not None:
-            check_dtype(dtype)
+        given = {name: value for name, value in to_folder.items() if value is not None}
+        if "dtype" in given:
+            check_dtype(given["dtype"])
 
         import torch
         from transformers.utils import logging
@@ -64,13 +65,18 @@ def run_convert(
         from ..conversion import Heads, ToFolder, ToLavis, convert_to_folder, convert_to_lavis
 
         logging.disable_progress_bar()
-        if writes_lavis:
-            done = convert_to_lavis(sources[0], output, ToLavis(**to_lavis))
-        else:
-            given = {name: value for name, value in to_folder.items() if value is not None}
-            if dtype is not None:
-                given["dtype"] = getattr(torch, dtype)
-            done = convert_to_folder(sources, output, ToFolder(heads=Heads(*heads), **given))
+        # FlanT5's head has weights of its own, which transformers warns of whenever it is opened.
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            if writes_lavis:
+                done = convert_to_lavis(sources[0], output, ToLavis(**to_lavis))
+            else:
+                if "dtype" in given:
+                    given["dtype"] = getattr(torch, given["dtype"])
+                done = convert_to_folder(sources, output, ToFolder(heads=Heads(*heads), **given))
+        finally:
+            logging.set_verbosity(verbosity)
         if report is not None:
             done.save(report)
     print("\n".join(done.lines()))

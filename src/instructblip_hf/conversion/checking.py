@@ -122,8 +122,10 @@ def _without_language_model(weights: Weights) -> Any:
     tensors = {
         name: stored.load().float() for name, stored in weights.ours.items() if not name.startswith("language_model.")
     }
+    for name, other in model.all_tied_weights_keys.items():
+        if other in tensors:
+            tensors.setdefault(name, tensors[other])
     model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
     return model.eval()
 
 

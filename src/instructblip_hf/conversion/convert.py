@@ -123,12 +123,14 @@ def convert_to_folder(sources: Sequence[Path], target: Path, options: ToFolder |
     tokenizer = options.tokenizer or (options.llm if options.llm is not None and has_tokenizer(options.llm) else None)
     processor = build_processor(kind, config, tokenizer, options.qformer_tokenizer)
     if processor is None:
-        wanted = "--tokenizer and --qformer-tokenizer" if kind.name.startswith("instructblip") else "--tokenizer"
-        wanted = wanted if kind.language_model else "--qformer-tokenizer"
-        report.notes.append(f"written without a processor: {wanted} name the folders of the tokenizers for it")
+        absent = ["tokenizer"] if kind.language_model and tokenizer is None else []
+        absent += ["qformer_tokenizer"] if kind.name != "blip-2" and options.qformer_tokenizer is None else []
+        report.notes.append(f"written without a processor: for it give a folder as {' and '.join(absent)}")
     if kind.language_model:
         _set_vocabulary(config, assigned, spec, processor, lavis, options, report)
         spec = model_spec(kind, config)
+    elif processor is not None:
+        config.image_token_index = processor.image_token_id
     rules = rules_of(kind, prefix)
     kept_rows = {to_ours(name, rules) or name: rows for name, rows in lavis.own.get("rows", {}).items()}
     plan = plan_folder(assigned, plan, spec, options.dtype, kept_rows)
@@ -146,10 +148,12 @@ def convert_to_folder(sources: Sequence[Path], target: Path, options: ToFolder |
         write_weights(plan.tensors, partial, options.shard_bytes)
         written = read_weight_folder(partial)
         check_bits(plan.tensors, written)
-        weights = Weights(kind, kind.config().from_pretrained(partial), lavis.tensors, written, prefix)
+        # A type that was asked for is no difference.
+        before = {name: tensor.rounded(options.dtype) for name, tensor in lavis.tensors.items()}
+        weights = Weights(kind, kind.config().from_pretrained(partial), before, written, prefix)
         report.differences += compare_image_side(weights)
         if kind.language_model:
-            files = {name: sources[0] for name, sources in assigned.items()}
+            files = {name: sources[0].rounded(options.dtype) for name, sources in assigned.items()}
             llm = options.llm if not any("_model." in name for name in lavis.tensors) else None
             report.differences.append(_compare_language_model(weights, files, spec, llm))
     return report

@@ -109,9 +109,10 @@ class LavisForward:
         head = "Qformer.cls.predictions"
         states = nn.functional.gelu(self._linear(states, f"{head}.transform.dense"))
         states = self._norm(states, f"{head}.transform.LayerNorm", _BERT_EPS)
-        name = f"{head}.decoder.weight"
-        words = name if name in self.tensors else "Qformer.bert.embeddings.word_embeddings.weight"
-        return nn.functional.linear(states, self.weight(words), self.weight(f"{head}.bias"))
+        words, bias = f"{head}.decoder.weight", f"{head}.decoder.bias"
+        words = words if words in self.tensors else "Qformer.bert.embeddings.word_embeddings.weight"
+        bias = bias if bias in self.tensors else f"{head}.bias"
+        return nn.functional.linear(states, self.weight(words), self.weight(bias))
 
     # --- pieces ---------------------------------------------------------------------------------------------------
 

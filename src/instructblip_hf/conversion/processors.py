@@ -84,6 +84,8 @@ def _qformer_tokenizer(folder: Path, rows: int | None, truncation_side: str) -> 
 
 def _language_tokenizer(folder: str, model_type: str) -> Any:
     options = {} if model_type == "opt" else {"truncation_side": "left"}
+    # Prompts of a batch end where the answers begin, unless an encoder reads them.
+    options["padding_side"] = "right" if model_type == "t5" else "left"
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
     if model_type != "llama":
         return tokenizer
@@ -91,7 +93,6 @@ def _language_tokenizer(folder: str, model_type: str) -> Any:
     if tokenizer.convert_tokens_to_ids(_END) is None:
         raise ConversionError([f"tokenizer: {folder} has no token {_END}, which LAVIS begins and ends texts with"])
     tokenizer.add_special_tokens({**special, "pad_token": _PADDING})
-    tokenizer.padding_side = "left"
     # What is put in front of a text is part of the file, and still the old beginning token.
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{_END} $A",

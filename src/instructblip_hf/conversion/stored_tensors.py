@@ -7,7 +7,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,12 @@ class StoredTensor:
     def of(cls, name: str, file: str, tensor: torch.Tensor) -> StoredTensor:
         """A tensor that a reader has opened already."""
         return cls(name, file, tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    def rounded(self, dtype: torch.dtype | None) -> StoredTensor:
+        """The same tensor in another floating type, if it is a floating one; `None` for as it is."""
+        if dtype is None or not self.dtype.is_floating_point:
+            return self
+        return replace(self, dtype=dtype, load=lambda: self.load().to(dtype))
 
 
 def load_torch_file(path: Path) -> Any:

@@ -8,11 +8,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from instructblip_hf.conversion import Heads
 from tiny_models import VOCABULARY, text_config
 
 
 VISION = {"hidden": 32, "inner": 48, "layers": 2, "patch": 14, "side": 28}
-QFORMER = {"hidden": 24, "inner": 40, "layers": 4, "queries": 4, "words": 60, "positions": 40}
+QFORMER = {"hidden": 24, "inner": 40, "layers": 4, "queries": 4, "words": 121, "positions": 40}
 HEADS = {"vision": 4, "qformer": 2}
 EMBED = 16
 LANGUAGE_WIDTH = 32
@@ -151,3 +152,24 @@ def same_bits(first, second):
         same = one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
         names |= set() if same else {name}
     return names
+
+
+OPTIONS = {"heads": Heads(HEADS["vision"], HEADS["qformer"]), "vision_layers": VISION["layers"]}
+
+# Name of a case: LAVIS's tensors, language model, side of the vision tower that the checkpoint holds, if it does.
+CASES = {
+    "instructblip-vicuna": (lambda: second_stage("llm", text=True), "llama", None),
+    "instructblip-t5": (lambda: second_stage("t5", text=True), "t5", None),
+    "stage-2-opt": (lambda: second_stage("opt"), "opt", None),
+    "stage-2-t5": (lambda: second_stage("t5"), "t5", None),
+    "stage-2-vicuna": (lambda: second_stage("llm"), "llama", None),
+    "captioning-opt": (lambda: second_stage("opt"), "opt", 56),
+    "stage-1": (first_stage, None, None),
+    "retrieval": (first_stage, None, 56),
+}
+KINDS = {
+    "instructblip-vicuna": "instructblip",
+    "instructblip-t5": "instructblip",
+    "stage-1": "blip-2-pretraining",
+    "retrieval": "blip-2-pretraining",
+}
