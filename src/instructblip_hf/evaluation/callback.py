@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .runner import EvaluationOptions, describe_model, evaluate, open_split
+from ..utils.fingerprints import describe_model
+from .runner import EvaluationOptions, evaluate, open_split
 from .tasks import EvalTask, eval_task
 
 

@@ -8,11 +8,11 @@ most half a line at the end of its part, which is cut off by whoever goes on.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.whole_files import write_whole
 from .answering import EvaluationError
 from .metrics.rows import check_ids, named
 
@@ -125,20 +125,6 @@ def ids_of(examples: Any, limit: int | None = None) -> list[str]:
     return ids
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file under another name first, so that there is the old one or the new one and never half of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    incoming = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with incoming.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(incoming, file)
-    finally:
-        incoming.unlink(missing_ok=True)
-
-
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     lines = file.read_bytes().split(b"\n")
     # What follows the last line break was cut off in writing.
@@ -165,4 +151,4 @@ def _end_of_last_line(file: Path, size: int) -> int:
     return 0
 
 
-__all__ = ["PREDICTIONS", "SETTINGS", "PredictionFolder", "ids_of", "unanswered", "write_whole"]
+__all__ = ["PREDICTIONS", "SETTINGS", "PredictionFolder", "ids_of", "unanswered"]

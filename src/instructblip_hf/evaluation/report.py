@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .predictions import write_whole
+from ..utils.whole_files import write_whole
 
 
 logger = logging.getLogger(__name__)

@@ -28,8 +28,10 @@ from transformers import set_seed
 from ..data.catalog import split_spec
 from ..data.schema import Example
 from ..data.sources.datasets import CatalogDataset
+from ..utils.fingerprints import describe_model, fingerprint_of, fingerprint_of_processor
+from ..utils.whole_files import write_whole
 from .answering import EvaluationError, TaskModel, distinct_answers
-from .predictions import PredictionFolder, ids_of, unanswered, write_whole
+from .predictions import PredictionFolder, ids_of, unanswered
 from .published import closest_published, published_number
 from .report import RESULTS, write_report
 from .scoring import check_metric, score
@@ -135,7 +137,7 @@ def evaluate(
     output = Path(output_dir)
     processes = _processes(model)
     name = model_name or str(model.config._name_or_path) or type(model).__name__
-    about = {**describe_model(model, name), "processor": _fingerprint_of_processor(processor)}
+    about = {**describe_model(model, name), "processor": fingerprint_of_processor(processor)}
     is_encoder_decoder = bool(model.config.is_encoder_decoder)
     reference = options.compare_with or closest_published(name, is_encoder_decoder, options.finetuned)
     # All that can be wrong with them before hours are spent on the first.
@@ -148,45 +150,6 @@ def evaluate(
     processes.wait_for_everyone()
     results: dict[str, Any] = json.loads((output / RESULTS).read_text(encoding="utf-8"))
     return results
-
-
-def describe_model(model: Any, name: str) -> dict[str, Any]:
-    """What a result says of its model: name, class, parameters, dtype, and a fingerprint of configuration and weights."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps(_lasting(model.config.to_dict()), sort_keys=True, default=str).encode())
-    for parameter_name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        # Training changes all of a tensor, so a part of it tells.
-        sample = flat[:: max(1, len(flat) // 256)][:256].cpu().contiguous()
-        digest.update(f"{parameter_name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return {
-        "name": name,
-        "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "fingerprint": digest.hexdigest()[:16],
-    }
-
-
-def _lasting(config: Any) -> Any:
-    """A configuration without what saving and loading write into it."""
-    if not isinstance(config, Mapping):
-        return config
-    passing = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
-    return {
-        key: _lasting(value) for key, value in config.items() if key not in passing and not str(key).startswith("_")
-    }
-
-
-def _fingerprint_of_processor(processor: Any) -> str:
-    images = processor.image_processor.to_dict() if hasattr(processor, "image_processor") else {}
-    vocabulary = sorted(processor.tokenizer.get_vocab().items())
-    return _digest([{key: value for key, value in images.items() if not key.startswith("_")}, vocabulary])
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _processes(model: Any) -> PartialState:
@@ -254,7 +217,7 @@ class _Job:
             settings["labels"] = {label: list(texts) for label, texts in task.labels.items()}
         if self.answerer.train_answers:
             answers = self.answerer.train_answers
-            settings["train_answers"] = {"count": len(answers), "digest": _digest(answers)}
+            settings["train_answers"] = {"count": len(answers), "digest": fingerprint_of(answers)}
         return settings
 
     def digest(self) -> str:
@@ -381,4 +344,4 @@ def _result(
     return result
 
 
-__all__ = ["RESULT", "WAIT", "EvaluationOptions", "describe_model", "evaluate", "open_split"]
+__all__ = ["RESULT", "WAIT", "EvaluationOptions", "evaluate", "open_split"]

@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+
+from ...utils.whole_files import write_whole
 
 
 logger = logging.getLogger(__name__)
@@ -158,18 +159,8 @@ class FeatureStore:
         self.shape = shape
 
     def _write(self, path: Path, data: bytes) -> None:
-        incoming = self.folder / _INCOMING / f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
-            incoming.parent.mkdir(parents=True, exist_ok=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with incoming.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(incoming, path)
-            finally:
-                incoming.unlink(missing_ok=True)
+            write_whole(path, data, self.folder / _INCOMING)
         except OSError as error:
             hint = "; free some space there, or name another folder" if error.errno == errno.ENOSPC else ""
             raise OSError(
