@@ -94,6 +94,21 @@ class FolderDataset:
         return row
 
 
+def image_files(root: Path) -> list[Path]:
+    """The images of a folder and of the folders in it, by their names' endings (`IMAGE_SUFFIXES`), in order.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it has no images.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}")
+    files = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+    if not files:
+        raise ValueError(f"{root} has no images ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
 def _listed(metadata: Path) -> Iterator[Located]:
     yield from csv_rows(metadata) if metadata.suffix == ".csv" else jsonl_rows(metadata)
 
@@ -132,4 +147,4 @@ def _read_text(file: Path, names: list[str]) -> dict[str, Any] | str:
     return {**content, "file_names": names} if isinstance(content, dict) else "must hold an object or a list"
 
 
-__all__ = ["FolderDataset"]
+__all__ = ["FolderDataset", "image_files"]
