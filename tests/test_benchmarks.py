@@ -32,3 +32,20 @@ def test_the_benchmark_of_frozen_training_finds_equal_losses_and_prints_its_tabl
     number = r"\d+(\.\d+)?"
     for side in (r"stock \(sdpa\)", r"ours \(sdpa, features, labels, lengths, activations\)"):
         assert re.search(rf"^\| {side}( \| {number}){{6}} \|$", done.stdout, re.MULTILINE)
+
+
+def test_the_benchmark_of_retrieval_finds_what_scoring_everything_finds(tmp_path):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "retrieval.py", "--images", "1500", "--queries", "2", "--repeats", "1"]
+        + ["--sides", "codes", "float32", "--folder", tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCES), os.environ.get("PYTHONPATH", "")])},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        len(re.findall(r"^\| (?:spread|crowded) \| (?:codes|float32) \| .* \| [\d.]+ \|$", done.stdout, re.MULTILINE))
+        == 4
+    )
+    assert not list(tmp_path.iterdir())

@@ -1,15 +1,17 @@
 """Searching an index of 100,000 images exactly: how long it takes, and whether the result is that of scoring everything.
 
     OMP_NUM_THREADS=2 python examples/benchmarks/retrieval.py
-    OMP_NUM_THREADS=2 python examples/benchmarks/retrieval.py --faiss flat fp16
+    OMP_NUM_THREADS=2 python examples/benchmarks/retrieval.py --sides codes faiss float32
 
 Features are drawn, not computed from images: what a search costs depends on their number and on how close together the
 scores are. "spread" features have independent directions. "crowded" ones have most of their length in common, as those of
-real models do: two images' rows have a cosine of about 0.7. Queries are rows of the index with noise added.
+real models have: rows of two images have a cosine of about 0.7. A query is a row of the index with as much noise added.
 
 The index is written to a folder (--folder; 2.5 GB for 100,000 images, removed afterwards), so that what is timed is what
-`instructblip search` does with mapped files. Every query is searched once before timing, so that the codes are in memory,
-and the best of several repeats is taken for each. Hits are compared with those of scoring everything in float64.
+`instructblip search` does with mapped files. Every query is searched once before timing, so that what is read is in
+memory; the time of a query is the best of several. Hits are compared with those of scoring everything in float64, and
+nothing is timed unless they are the same. "codes" is `FeatureSearch`, "faiss" `FaissSearch`, and "float32" a product of all
+features with the query in float32, whose hits are not compared.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from instructblip_hf.retrieval import FeatureIndex, FeatureSearch
+from instructblip_hf.retrieval import FeatureIndex, FeatureSearch, open_search
 from instructblip_hf.retrieval.index import SHARD_ITEMS, Facts
 
 
@@ -73,48 +75,67 @@ def seconds(work: Callable[[], Any], repeats: int) -> float:
     return best
 
 
-def brute_force(search: FeatureSearch, query: torch.Tensor, k: int) -> list[tuple[tuple[str, ...], float]]:
-    """Names and scores of the best, all scored in float64."""
+def brute_force(search: FeatureSearch, query: torch.Tensor, k: int) -> list[str]:
+    """Names of the best, all scored in float64."""
     scores = search.exact_scores(query.unsqueeze(0), torch.arange(len(search)))
-    order = torch.argsort(scores, descending=True, stable=True)[:k]
-    return [((f"{place}.jpg",), float(scores[place])) for place in order.tolist()]
+    return [f"{place}.jpg" for place in torch.argsort(scores, descending=True, stable=True)[:k].tolist()]
 
 
-def measure(kind: str, images: int, folder: Path, k: int, count: int, repeats: int) -> str:
-    """A line of the table."""
-    index, queries = write_index(folder, kind, images)
-    queries = queries[:: max(1, len(queries) // count)][:count]
-    opening = seconds(lambda: FeatureSearch(FeatureIndex(folder)), 1)
-    search = FeatureSearch(index)
-    for query in queries:
-        found = [(hit.names, hit.cosine) for hit in search.top(query, k)]
-        if found != brute_force(search, query, k):
-            raise SystemExit(f"hits of {kind} features are not those of scoring everything: nothing is timed")
-    candidates = [len(search._candidates(query.unsqueeze(0), k)) for query in queries]
-    times = [seconds(lambda query=query: search.top(query, k), repeats) for query in queries]
-    return (
-        f"| {kind} | {images:,} | {statistics.median(candidates):.0f} (at most {max(candidates):,}) | {opening:.2f} | "
-        f"{statistics.median(times):.3f} | {max(times):.3f} |"
-    )
+def all_in_float32(index: FeatureIndex, query: torch.Tensor, k: int) -> torch.Tensor:
+    """Places of the best by float32 scores of all."""
+    scores = [(shard.features.float().flatten(0, 1) @ query).view(-1, ROWS).amax(1) for shard in index.shards()]
+    return torch.cat(scores).topk(k).indices
+
+
+def rows_of_table(
+    index: FeatureIndex, kind: str, queries: list[torch.Tensor], k: int, sides: list[str], repeats: int
+) -> Iterator[str]:
+    """Lines of the table, a side each."""
+    expected = None
+    for side in sides:
+        begin = time.perf_counter()
+        search: Any = None
+        if side == "float32":
+            search_for: Callable[[torch.Tensor], Any] = partial(all_in_float32, index, k=k)
+        else:
+            search = open_search(FeatureIndex(index.folder), "torch" if side == "codes" else side)
+            search_for = partial(search.top, k=k)
+        opening = time.perf_counter() - begin
+        again = "all"
+        if search is not None:
+            expected = expected or [brute_force(search, query, k) for query in queries]
+            for query, names in zip(queries, expected):
+                if [hit.names[0] for hit in search.top(query, k)] != names:
+                    raise SystemExit(f"{side} finds other images than scoring everything: nothing is timed")
+            numbers = [len(search._candidates(query.unsqueeze(0), k)) for query in queries]
+            again = f"{statistics.median(numbers):.0f} (at most {max(numbers):,})"
+        times = [seconds(partial(search_for, query), repeats) for query in queries]
+        yield (
+            f"| {kind} | {side} | {opening:.1f} | {again} | {min(times):.3f} | {statistics.median(times):.3f} | "
+            f"{max(times):.3f} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Exact search of an index.")
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("-k", type=int, default=10)
-    parser.add_argument("--kinds", nargs="+", default=list(SHARED), choices=list(SHARED))
+    parser.add_argument("--features", nargs="+", default=list(SHARED), choices=list(SHARED))
+    parser.add_argument("--sides", nargs="+", default=["codes"], choices=["codes", "faiss", "float32"])
     parser.add_argument("--folder", type=Path, help="for the index; a temporary folder by default")
     arguments = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {sys.version.split()[0]}")
-    print(f"| features | images | scored again | open, s | search, s (median of {arguments.queries}) | slowest, s |")
-    print("|---|---|---|---|---|---|")
-    for kind in arguments.kinds:
+    print(f"{arguments.images:,} images, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("| features | side | open, s | scored again | fastest query, s | median query, s | slowest query, s |")
+    print("|---|---|---|---|---|---|---|")
+    for kind in arguments.features:
         folder = Path(tempfile.mkdtemp(dir=arguments.folder))
         try:
-            line = measure(kind, arguments.images, folder, arguments.k, arguments.queries, arguments.repeats)
-            print(line, flush=True)
+            index, queries = write_index(folder, kind, arguments.images)
+            queries = queries[:: max(1, len(queries) // arguments.queries)][: arguments.queries]
+            for line in rows_of_table(index, kind, queries, arguments.k, arguments.sides, arguments.repeats):
+                print(line, flush=True)
         finally:
             shutil.rmtree(folder)
 

@@ -2,17 +2,17 @@
 
 import pytest
 
-from tiny_retrieval import draw_image, stand_in_encoder
+from tiny_retrieval import draw_image, retrieval_encoder
 
 
 @pytest.fixture
 def encoder():
-    return stand_in_encoder()
+    return retrieval_encoder()
 
 
 @pytest.fixture
 def other_encoder():
-    return stand_in_encoder(1)
+    return retrieval_encoder(1)
 
 
 @pytest.fixture

@@ -54,9 +54,9 @@ def test_features_are_the_models(encoder, photos, tmp_path):
 def test_a_second_run_computes_what_is_new_or_changed_and_drops_what_is_gone(encoder, photos, tmp_path, small_shards):
     folder = tmp_path / "i"
     build(encoder, photos, folder)
-    encoder.model.calls = 0
+    encoder.encoded = 0
     assert build(encoder, photos, folder).unchanged == 7
-    assert encoder.model.calls == 0
+    assert encoder.encoded == 0
     draw_image(photos / "1.png", 71)
     draw_image(photos / "new" / "a.png", 72)
     (photos / "2.png").unlink()
@@ -66,9 +66,9 @@ def test_a_second_run_computes_what_is_new_or_changed_and_drops_what_is_gone(enc
     report = build(encoder, photos, folder)
     assert (report.encoded, report.linked, report.removed, report.unchanged) == (2, 3, 2, 3)
     check_equals_a_fresh_one(encoder, photos, folder, tmp_path)
-    encoder.model.calls = 0
+    encoder.encoded = 0
     assert build(encoder, photos, folder).unchanged == 8
-    assert encoder.model.calls == 0
+    assert encoder.encoded == 0
 
 
 def test_many_small_runs_leave_few_shards(encoder, photos, tmp_path, small_shards):
@@ -133,9 +133,9 @@ def test_a_run_that_is_killed_goes_on_where_it_was(encoder, photos, tmp_path, sm
         patched.setattr(building._Writer, "__exit__", lambda *_: None)
         with pytest.raises(Killed):
             build(encoder, photos, folder)
-    encoder.model.calls = 0
+    encoder.encoded = 0
     build(encoder, photos, folder)
-    assert encoder.model.calls <= 6
+    assert encoder.encoded <= 6
     check_equals_a_fresh_one(encoder, photos, folder, tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_whole_shards_of_a_killed_run_are_kept(encoder, photos, tmp_path, small_
     real = encoder.encode_images
 
     def interrupted(pixels):
-        if encoder.model.calls >= 6:
+        if encoder.encoded >= 6:
             raise KeyboardInterrupt
         return real(pixels)
 
@@ -177,14 +177,14 @@ def test_unreadable_images_are_named_and_nothing_is_lost(encoder, photos, tmp_pa
 def test_features_of_two_models_are_not_mixed(encoder, other_encoder, photos, tmp_path):
     folder = tmp_path / "i"
     build(encoder, photos, folder)
-    with pytest.raises(ValueError, match=r"made with other weights .*\(stand-in-0\), not with stand-in-1"):
+    with pytest.raises(ValueError, match=r"made with other weights .*\(tiny-0\), not with tiny-1"):
         build(other_encoder, photos, folder)
     with pytest.raises(ValueError, match="has features in float16, and float32 was asked for"):
         build(encoder, photos, folder, stored_in="float32")
     other_encoder.model.load_state_dict(encoder.model.state_dict())
     assert build(other_encoder, photos, folder).unchanged == 7
     with torch.no_grad():
-        other_encoder.model.vision.weight += 1e-3
+        other_encoder.model.vision_projection.weight += 1e-3
     with pytest.raises(ValueError, match="other weights"):
         build(other_encoder, photos, folder)
 
@@ -235,7 +235,7 @@ def test_two_processes_do_not_write_at_once(encoder, photos, tmp_path):
 
 def test_features_that_are_not_finite_are_refused(encoder, photos, tmp_path):
     with torch.no_grad():
-        encoder.model.vision.weight.fill_(torch.nan)
+        encoder.model.vision_projection.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"features of 0\.png are not finite"):
         build(encoder, photos, tmp_path / "i")
 

@@ -1,9 +1,11 @@
 """The best k against scoring everything in float64 with loops."""
 
+import sys
+
 import pytest
 import torch
 
-from instructblip_hf.retrieval import FeatureIndex, FeatureSearch
+from instructblip_hf.retrieval import FeatureIndex, FeatureSearch, open_search
 from instructblip_hf.retrieval.index import Facts
 
 
@@ -119,3 +121,29 @@ def test_what_cannot_be_searched_is_refused(tmp_path):
 def test_an_empty_index_finds_nothing(tmp_path):
     index = FeatureIndex.create(tmp_path / "i", Facts("texts", "m", "0", "0", "float32", "float16", 1, SIZE, "r"))
     assert FeatureSearch(index).top(torch.ones(SIZE), 3) == []
+
+
+@pytest.mark.parametrize("stored_in", ["float16", "float32"])
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("query_rows", [1, 3])
+def test_faiss_finds_the_same(tmp_path, stored_in, rows, query_rows):
+    pytest.importorskip("faiss")
+    generator = torch.Generator().manual_seed(rows)
+    features = unit(torch.randn(300, rows, SIZE, generator=generator))
+    # An item whose rows fill the first places alone, and items nearly alike.
+    query = unit(torch.randn(query_rows, SIZE, generator=generator))
+    features[7] = unit(query[:1] + 1e-3 * torch.randn(rows, SIZE, generator=generator))
+    features[100:200, 0] = unit(query[-1] + 0.3 * unit(torch.ones(SIZE)) + 1e-6 * torch.randn(100, SIZE))
+    index = make_index(tmp_path / "index", features, stored_in=stored_in)
+    index.remove([f"{place:04d}" for place in range(0, 300, 7)])
+    for k in (1, 3, 50, 300):
+        same(found(open_search(index, "faiss"), query, k), found(open_search(index, "torch"), query, k))
+
+
+def test_other_backends_are_refused(tmp_path, monkeypatch):
+    index = make_index(tmp_path / "index", unit(torch.randn(3, 2, SIZE)))
+    with pytest.raises(ValueError, match="backend is 'annoy'; allowed are torch, faiss"):
+        open_search(index, "annoy")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"pip install 'instructblip-hf\[faiss\]'"):
+        open_search(index, "faiss")

@@ -210,6 +210,100 @@ def evaluate(
 
 
 @app.command()
+def index(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGES", help="A folder of images, with the folders in it; or a file of texts, one a line."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the index; IMAGES.index by default.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Folder or Hub id of a BLIP-2 for retrieval; of an index that is there, its own."
+        ),
+    ] = None,
+    stored_in: Annotated[
+        str | None, typer.Option("--store", help="float16 or float32: of the features; float16 by default.")
+    ] = None,
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="Leave out images that cannot be read, and name them.")
+    ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images or texts that go through the model at once; 16 and 64 by default."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images beside this one.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Store the features of a folder of images, or a list of texts, for search. Again, it computes what has changed."""
+    from .index import run_index
+
+    run_index(source, output, model, stored_in, skip_bad_images, batch_size, workers, device, dtype)
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="The folder that index wrote.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT...]", help="What to find, in an index of images.")
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option("--image", help="An image to find texts for, in an index of texts; can be repeated."),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many of the best are shown.")] = 10,
+    rerank: Annotated[
+        int, typer.Option(min=0, help="How many of the best by cosine the matching head orders anew; 0 for none.")
+    ] = 16,
+    page: Annotated[Path | None, typer.Option("--html", help="Also write a page with the pictures.")] = None,
+    as_json: AsJson = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or texts that are matched at once.")] = 16,
+    backend: Annotated[str, typer.Option(help="torch or faiss; both find the same.")] = "torch",
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The index's own by default.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Find images by text, or texts by image, in what index stored."""
+    from .search import run_search
+
+    options = (top_k, rerank, page, as_json, batch_size, backend, model, device, dtype)
+    run_search(folder, texts or [], images or [], *options)
+
+
+@app.command(name="evaluate-retrieval")
+def evaluate_retrieval(
+    data_root: Annotated[
+        Path, typer.Option(help="The folder with a folder of official files for each dataset, by its name.")
+    ],
+    dataset: Annotated[str, typer.Option(help="flickr30k or coco_caption.")] = "flickr30k",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Folder or Hub id of a BLIP-2 for retrieval.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or val.")] = "test",
+    image_root: Annotated[
+        Path | None, typer.Option(help="The folder that image paths are relative to, if another.")
+    ] = None,
+    k_test: Annotated[
+        int, typer.Option(min=0, help="Pairs of each image and caption that are matched; 0 for the cosine alone.")
+    ] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model at once.")] = 16,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write a JSON file.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Evaluate image-text retrieval on Flickr30k or COCO: R@1, R@5 and R@10 in both directions."""
+    from .evaluate_retrieval import run_evaluate_retrieval
+
+    options = (split, image_root, k_test, batch_size, output, device, dtype)
+    run_evaluate_retrieval(dataset, data_root, model, *options)
+
+
+@app.command()
 def train(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")

@@ -14,7 +14,9 @@ _PUBLIC_NAMES = {
     "RetrievalEncoder": "encoding",
     "index_images": "building",
     "index_texts": "building",
-    "rerank": "reranking",
+    "open_search": "search",
+    "rerank_images": "reranking",
+    "rerank_texts": "reranking",
     "retrieval_scores": "reranking",
 }
 

@@ -88,23 +88,35 @@ class RetrievalEncoder:
         return _unit(self.model.get_text_features(**tokens).text_embeds)
 
     @torch.no_grad()
-    def match(self, states: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+    def match(
+        self, states: torch.Tensor, texts: Sequence[str], image_index: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """How well images and texts match, pair by pair: the matching head's logit for a match.
 
         Args:
-            states (`torch.Tensor`): A row a pair, of `encode_images`.
+            states (`torch.Tensor`): A row a pair, or an image where there is an `image_index`; of `encode_images`.
             texts (`Sequence[str]`): A text a pair.
+            image_index (`torch.LongTensor`, *optional*): Shape (pairs,): the row of `states` of each pair.
 
         Returns:
             `torch.Tensor`: Shape (pairs,), float32, on the CPU.
         """
-        logits = self.model.get_matching_logits(image_states=states, **self._tokens(texts))  # [pairs, 2]
+        if image_index is not None:
+            image_index = image_index.to(states.device)
+        logits = self.model.get_matching_logits(
+            image_states=states, image_index=image_index, **self._tokens(texts)
+        )  # [pairs, 2]
         return logits[:, 1].float().cpu()
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         cleaned = [clean_caption(text) for text in texts]
         tokens = self.processor.tokenizer(
-            cleaned, padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt"
+            cleaned,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=MAX_TEXT_TOKENS,
+            return_tensors="pt",
         )
         return {name: tokens[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
 

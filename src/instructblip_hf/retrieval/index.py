@@ -189,6 +189,18 @@ class FeatureIndex:
         for name in names:
             del self.items[name]
 
+    def find_file(self, names: Sequence[str]) -> Path:
+        """A file of some images of equal content.
+
+        Raises:
+            FileNotFoundError: If all of them are gone.
+        """
+        paths = [Path(self.facts.root, name) for name in names]
+        for path in paths:
+            if path.is_file():
+                return path
+        raise FileNotFoundError(f"{paths[0]} is gone since it was indexed: run instructblip index again")
+
     def shards(self) -> Iterator[Shard]:
         """The shards that items are in, mapped.
 

@@ -144,4 +144,28 @@ class FeatureSearch:
         return ((scores + bounds >= threshold) & self._is_there).nonzero().flatten()
 
 
-__all__ = ["FeatureSearch", "Hit"]
+BACKENDS = ("torch", "faiss")
+
+
+def open_search(index: FeatureIndex, backend: str = "torch") -> FeatureSearch:
+    """A search of an index.
+
+    Args:
+        index (`FeatureIndex`): The index.
+        backend (`str`, *optional*, defaults to `"torch"`): Or ``"faiss"``, which finds the same.
+
+    Raises:
+        ImportError: If FAISS is asked for and not installed.
+        ValueError: If the backend is another, or a shard is missing or damaged.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}")
+    if backend == "torch":
+        return FeatureSearch(index)
+
+    from .faiss_search import FaissSearch
+
+    return FaissSearch(index)
+
+
+__all__ = ["BACKENDS", "FeatureSearch", "Hit", "open_search"]

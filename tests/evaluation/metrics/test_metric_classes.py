@@ -65,6 +65,12 @@ CASES = {
         ),
     ),
     "RocAuc": ([0.1, 0.7, 0.7], [0, 1, 0], {}, lambda p, r: metrics.roc_auc(p, r)),
+    "RetrievalRecall": (
+        [[0.5, 2.0], [1.0, 0.0, 3.0]],
+        [{"direction": "text_to_image", "targets": [1]}, {"direction": "image_to_text", "targets": [0, 1]}],
+        {},
+        lambda p, r: metrics.retrieval_recall(p, ["text_to_image", "image_to_text"], [[1], [0, 1]]),
+    ),
     "RankingScores": (
         [[0.1, 0.2, 0.3], [1.0, 1.0]],
         [[0], [1, 0]],

@@ -39,6 +39,7 @@ from .answers import (
 from .captions import caption_scores
 from .classification import roc_auc
 from .ranking import ndcg, ranking_scores
+from .retrieval import retrieval_recall
 from .rows import check_columns, check_ids, groups_by_row
 from .vqa import vqa_accuracy
 
@@ -185,6 +186,17 @@ class RankingScores(_RowMetric):
     function = staticmethod(ranking_scores)
 
 
+class RetrievalRecall(_RowMetric):
+    """R@1, 5 and 10 in both directions (Flickr30k, COCO). See `retrieval_recall`.
+
+    Predictions: scores of the candidates. References: ``{"direction", "targets"}``.
+    """
+
+    prediction = ListOf(_NUMBER)
+    reference = {"direction": _TEXT, "targets": ListOf(_INDEX)}
+    function = staticmethod(retrieval_recall)
+
+
 class Ndcg(_RowMetric):
     """VisDial's NDCG. Predictions: scores of the candidates. References: their relevance. See `ndcg`."""
 
@@ -211,6 +223,7 @@ __all__ = [
     "Ndcg",
     "OcrVqaAccuracy",
     "RankingScores",
+    "RetrievalRecall",
     "RocAuc",
     "ScienceqaAccuracy",
     "VqaAccuracy",
