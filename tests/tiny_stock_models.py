@@ -35,11 +35,6 @@ def blip2():
     return transformers.Blip2ForConditionalGeneration(config)
 
 
-def blip2_first_stage():
-    config = transformers.Blip2Config(vision_config=VISION, qformer_config={**QFORMER, "use_qformer_text_input": True})
-    return transformers.Blip2ForImageTextRetrieval(config)
-
-
 def llava():
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION), text_config=transformers.LlamaConfig(**TEXT)

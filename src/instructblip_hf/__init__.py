@@ -42,6 +42,8 @@ _PUBLIC_NAMES = {
     "model_card": "utils.model_card",
     "push_to_hub": "utils.hub",
     "save_for_hub": "utils.hub",
+    "start_instruction_tuning": "models.stages",
+    "start_second_stage": "models.stages",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC_NAMES)]

@@ -5,9 +5,10 @@ import torch
 import transformers
 from torch import nn
 
+from instructblip_hf import Blip2Config, Blip2ForPreTraining
 from instructblip_hf.training import FREEZING_PRESETS, FreezingPolicy, apply_freezing
 from tiny_shapes import tiny_model
-from tiny_stock_models import TEXT, VISION, blip2, blip2_first_stage, llava
+from tiny_stock_models import QFORMER, TEXT, VISION, blip2, llava
 
 
 class FlatLlava(nn.Module):
@@ -20,8 +21,23 @@ class FlatLlava(nn.Module):
         self.language_model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT))
 
 
+def blip2_first_stage():
+    """Stock transformers has no model with all heads of the first stage."""
+    return Blip2ForPreTraining(Blip2Config(vision_config=VISION, qformer_config={**QFORMER, **WITH_TEXT}))
+
+
+WITH_TEXT = {"use_qformer_text_input": True}
 BRIDGE = ("query_tokens", "qformer.", "language_projection.")
-HEADS = ("query_tokens", "qformer.", "embeddings.", "vision_projection.", "text_projection.", "itm_head.")
+HEADS = (
+    "query_tokens",
+    "qformer.",
+    "embeddings.",
+    "vision_projection.",
+    "text_projection.",
+    "itm_head.",
+    "temp",
+    "cls.",
+)
 
 
 @pytest.mark.parametrize(

@@ -49,4 +49,31 @@ class VisionLanguageCollator:
         )
 
 
-__all__ = ["VisionLanguageCollator"]
+@dataclass
+class ImageTextCollator:
+    """Collates rows of an image and its caption by the processor's ``encode_captions``, for BLIP-2's first stage.
+
+    Args:
+        processor (`Blip2Processor`): With the Q-Former's tokenizer.
+        max_length (`int`, *optional*, defaults to 32): Most tokens of a caption, `[CLS]` and `[SEP]` included.
+        same_image_targets (`bool`, *optional*, defaults to `False`):
+            Whether rows of the same image share their captions as targets.
+        image_inputs (`Callable`, *optional*): As in [`VisionLanguageCollator`].
+    """
+
+    processor: Any
+    max_length: int = 32
+    same_image_targets: bool = False
+    image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
+        """A batch of rows, see `Blip2Processor.encode_captions` for rows, shapes and errors."""
+        return self.processor.encode_captions(
+            examples,
+            max_length=self.max_length,
+            same_image_targets=self.same_image_targets,
+            image_inputs=self.image_inputs,
+        )
+
+
+__all__ = ["ImageTextCollator", "VisionLanguageCollator"]

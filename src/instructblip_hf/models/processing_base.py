@@ -58,6 +58,11 @@ class VisionLanguageProcessor(ProcessorMixin):
         """Id of the placeholder token."""
         return self.tokenizer.convert_tokens_to_ids(self.image_token)
 
+    @property
+    def end_token_id(self) -> int | None:
+        """Id of the token that ends an answer: what training teaches, and what generation stops at."""
+        return self.tokenizer.eos_token_id
+
     @staticmethod
     def _adopt_image_token(tokenizer: Any) -> str:
         """The tokenizer's own image token, or else `<image>`, added to it as a special token."""
@@ -425,7 +430,7 @@ class VisionLanguageProcessor(ProcessorMixin):
             else:
                 text = candidate.strip()
                 ids = encode_answer(self.tokenizer, f" {text}" if add_prefix_space else text)
-            encoded.append([*ids, self.tokenizer.eos_token_id] if add_end_token else ids)
+            encoded.append([*ids, self.end_token_id] if add_end_token else ids)
         return encoded
 
     # --- training rows --------------------------------------------------------------------------------------------

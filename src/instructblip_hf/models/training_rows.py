@@ -101,15 +101,7 @@ def encode_training_rows(
 
 def _read_row(processor: Any, example: Mapping[str, Any], index: int, is_encoder_decoder: bool) -> _Row:
     name = f"row {index}"
-    if not isinstance(example, Mapping):
-        raise ValueError(f"{name} must be a dict with {_ALLOWED_KEYS}, got {type(example).__name__}")
-    images = example.get("images")
-    if images is None:
-        images = [] if example.get("image") is None else [example["image"]]
-    if not isinstance(images, (list, tuple)):
-        raise ValueError(f'{name}: "images" must be a list, got {type(images).__name__}; a single one goes in "image"')
-    images = list(images)
-
+    images = images_of_row(example, name)
     messages, prompt, completion = example.get("messages"), example.get("prompt"), example.get("completion")
     if messages is not None:
         row = _read_messages(processor, messages, None, images, name, is_encoder_decoder)
@@ -135,6 +127,22 @@ def _read_row(processor: Any, example: Mapping[str, Any], index: int, is_encoder
             raise ValueError(f'{name}: "qformer_text" must be text, got {type(instruction).__name__}')
         row.instruction = instruction
     return row
+
+
+def images_of_row(example: Any, name: str) -> list[Any]:
+    """Image sources of a row, which errors call ``name``.
+
+    Raises:
+        ValueError: If the row is no dict, or ``images`` is no list.
+    """
+    if not isinstance(example, Mapping):
+        raise ValueError(f"{name} must be a dict with {_ALLOWED_KEYS}, got {type(example).__name__}")
+    images = example.get("images")
+    if images is None:
+        images = [] if example.get("image") is None else [example["image"]]
+    if not isinstance(images, (list, tuple)):
+        raise ValueError(f'{name}: "images" must be a list, got {type(images).__name__}; a single one goes in "image"')
+    return list(images)
 
 
 def _read_strings(processor: Any, prompt: str, completion: str, images: list[Any], name: str) -> _Row:
@@ -245,7 +253,9 @@ def _encode_causal(
             if position not in removed
         ]
     answer, was_cut = _close(
-        encode_answer(tokenizer, row.segments[-1].removesuffix(end_token)), end_id, max_completion_length
+        encode_answer(tokenizer, row.segments[-1].removesuffix(end_token)),
+        processor.end_token_id,
+        max_completion_length,
     )
     tokens.ids += answer
     tokens.fixed += [False] * len(answer)
@@ -311,4 +321,4 @@ def _close(answer: list[int], end_id: int, max_length: int | None) -> tuple[list
     return [*answer, end_id], False
 
 
-__all__ = ["TrainingRows", "encode_answer", "encode_target", "encode_training_rows"]
+__all__ = ["TrainingRows", "encode_answer", "encode_target", "encode_training_rows", "images_of_row"]

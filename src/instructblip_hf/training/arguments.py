@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from ..data.sources.shapes_world import ShapesWorld
 
 
-COMPONENTS = ("vision_model", "query_tokens", "qformer", "language_projection", "language_model")
-"""Top-level components of the models in this package, in the order data flows through them."""
+_HEADS = ("embeddings", "vision_projection", "text_projection", "itm_head", "temp", "cls")
+
+COMPONENTS = ("vision_model", "query_tokens", "qformer", "language_projection", "language_model", *_HEADS)
+"""Top-level components of the models in this package, in the order data flows through them, and of BLIP-2's first
+stage."""
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -37,14 +40,7 @@ _CONNECTOR = {"query_tokens": "train", "qformer": "train", "language_projection"
 # The released code keeps the last layer norm outside of the frozen tower.
 _FROZEN_TOWER = {"vision_model": "frozen", "vision_model.post_layernorm": "train"}
 _INSTRUCTBLIP = {**_FROZEN_TOWER, **_CONNECTOR, "language_model": "frozen"}
-_BLIP2_STAGE1 = {
-    "query_tokens": "train",
-    "embeddings": "train",
-    "qformer": "train",
-    "vision_projection": "train",
-    "text_projection": "train",
-    "itm_head": "train",
-}
+_BLIP2_STAGE1 = {"query_tokens": "train", "qformer": "train", **dict.fromkeys(_HEADS, "train")}
 
 FREEZING_PRESETS: Mapping[str, Mapping[str, str]] = types.MappingProxyType(
     {

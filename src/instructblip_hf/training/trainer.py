@@ -19,10 +19,11 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, Train
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 
-from ..data.collators import VisionLanguageCollator
+from ..data.collators import ImageTextCollator, VisionLanguageCollator
 from ..data.length_groups import LengthGroupedSampler
 from ..data.mixture import Mixture, MixtureDataset, MixtureSampler
 from ..data.streaming import StreamMixture
+from ..models.blip_2 import Blip2ForPreTraining
 from ..models.language_models.label_losses import check_logits_at_labels
 from ..models.modeling_base import VisionLanguageModel
 from ..utils.model_card import model_card
@@ -37,6 +38,7 @@ from .guards import GuardedTrainer
 from .image_features import ImageFeatures
 from .lora import has_lora, merged_state_dict
 from .mixture import check_same_mixture, trained_steps
+from .objective_losses import ObjectiveLosses
 from .optimization import Rate, learning_rates, rates_to_log, split_groups
 from .quantization import is_quantized
 from .recomputation import activations_recomputed
@@ -94,7 +96,9 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
             What trains, see `apply_freezing`. `None` keeps the model as it was handed in.
         optimization (`OptimizationArguments`, *optional*):
             Learning rates by regular expression and layer-wise decay; `args.learning_rate` for all by default.
-        data_collator (`Callable`, *optional*): Defaults to a `VisionLanguageCollator` over `processing_class`.
+        data_collator (`Callable`, *optional*):
+            Defaults to a `VisionLanguageCollator` over `processing_class`, for BLIP-2's first stage to an
+            `ImageTextCollator`.
         train_dataset, eval_dataset (*optional*):
             Rows as above: anything with `__len__` and `__getitem__`, or an `IterableDataset` of torch or `datasets`;
             `eval_dataset` also as a dict of named sets. A `MixtureDataset` to train on is read in the order of its
@@ -143,18 +147,23 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("processing_class is missing: give the model's processor, or a data_collator")
-            data_collator = VisionLanguageCollator(
-                processing_class,
-                is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
-                # Other models know no image_index, and torch's DataParallel would split it without its images.
-                share_images=isinstance(model, VisionLanguageModel) and args.n_gpu <= 1,
-                image_inputs=image_features.reader if image_features is not None else None,
-            )
+            image_inputs = image_features.reader if image_features is not None else None
+            if isinstance(model, Blip2ForPreTraining):
+                data_collator = ImageTextCollator(processing_class, image_inputs=image_inputs)
+            else:
+                data_collator = VisionLanguageCollator(
+                    processing_class,
+                    is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
+                    # Other models know no image_index, and torch's DataParallel would split it without its images.
+                    share_images=isinstance(model, VisionLanguageModel) and args.n_gpu <= 1,
+                    image_inputs=image_inputs,
+                )
         mixtures = [data for data in (train_dataset, eval_dataset) if isinstance(data, MixtureDataset | StreamMixture)]
         names = list(dict.fromkeys(name for data in mixtures for name in data.mixture.names))
         if names:
             data_collator = NamingCollator(data_collator, names)
         self._dataset_losses = {mode: DatasetLosses(names) for mode in ("loss", "eval_loss") if names}
+        self._objective_losses = {"loss": ObjectiveLosses(), "eval_loss": ObjectiveLosses()}
         self.freezing_report: FreezingReport | None = None
         self.saves_adapter = False
         if freezing is not None:
@@ -318,6 +327,7 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
                 stack.enter_context(activations_recomputed(model))
             stack.enter_context(sparse_gradients(self._sparse_embeddings if model.training else ()))
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._objective_losses["loss" if model.training else "eval_loss"].add(outputs)
         if datasets is not None and labels is not None:
             config: Any = self.accelerator.unwrap_model(model).config
             is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
@@ -344,7 +354,12 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
             self._predicting = False
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's logs; with a mixture also ``loss/NAME`` and ``eval_loss/NAME`` of each dataset that was drawn."""
+        """Trainer's logs; also the parts of a loss that is a sum, such as ``loss_itc``, and with a mixture ``loss/NAME`` and
+        ``eval_loss/NAME`` of each dataset that was drawn."""
+        for key, parts in self._objective_losses.items():
+            if key in logs:
+                values = parts.take(self.accelerator)
+                logs = {**logs, **{name.replace("loss", key, 1): value for name, value in values.items()}}
         for key, losses in self._dataset_losses.items():
             if key in logs:
                 logs = {**logs, **{f"{key}/{name}": value for name, value in losses.take(self.accelerator).items()}}

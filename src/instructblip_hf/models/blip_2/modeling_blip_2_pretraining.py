@@ -18,6 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from ...constants import IGNORE_INDEX
+from ..connectors.shared_images import check_image_index
 from ..model_part import value_or_default
 from ..process_groups import GlobalBatch
 from .attention_masks import contrastive_and_generative_mask, uni_modal_mask
@@ -217,6 +218,7 @@ class Blip2ForPreTraining(Blip2ForImageTextRetrieval):
         return_dict: bool | None = None,
         negative_images: torch.Tensor | None = None,
         negative_texts: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
     ) -> Blip2ForPreTrainingOutput | tuple[Any, ...]:
         """Losses of a batch of images, each with its caption; in a process group, of the batches of all processes.
 
@@ -238,6 +240,8 @@ class Blip2ForPreTraining(Blip2ForImageTextRetrieval):
                 Shape (rows,): for each text the row, among those of all processes, of its negative image, -1 for none.
                 By default drawn by similarity, anew at each call.
             negative_texts (`torch.LongTensor`, *optional*): Shape (rows,): the same for each image.
+            image_index (`torch.LongTensor`, *optional*):
+                Shape (rows,): the image of each row, where rows share images that are given once.
 
         Returns:
             [`Blip2ForPreTrainingOutput`]
@@ -253,6 +257,8 @@ class Blip2ForPreTraining(Blip2ForImageTextRetrieval):
                 "(processor.encode_captions makes them)"
             )
         states, _ = self.get_image_states(pixel_values, image_embeds, image_states, interpolate_pos_encoding)
+        if image_index is not None:
+            states = states[check_image_index(image_index, len(states))]
         if len(states) != len(input_ids):
             raise ValueError(f"{len(states)} images and {len(input_ids)} captions do not make pairs")
         if attention_mask is None:

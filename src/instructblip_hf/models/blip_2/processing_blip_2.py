@@ -7,10 +7,15 @@ serves the models that compare images and texts.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from transformers import BatchFeature
+
+from ...utils.image_content import ContentReader
 from ..chat import DEFAULT_CHAT_TEMPLATE
 from ..processing_base import VisionLanguageProcessor
+from .caption_rows import numbers_of_images, read_captions, tokenize_captions
 
 
 class Blip2Processor(VisionLanguageProcessor):
@@ -26,6 +31,12 @@ class Blip2Processor(VisionLanguageProcessor):
             and text come together.
         chat_template (`str` or `dict[str, str]`, *optional*, defaults to `DEFAULT_CHAT_TEMPLATE`):
             Jinja template for `apply_chat_template`, saved and loaded with the processor.
+        end_token (`str`, *optional*):
+            What ends an answer, one token of the language model; by default the tokenizer's end token. BLIP-2's models
+            with OPT end captions with a newline (LAVIS `blip2_opt.py`).
+
+    Raises:
+        ValueError: If ``end_token`` is not one token.
     """
 
     def __init__(
@@ -34,7 +45,9 @@ class Blip2Processor(VisionLanguageProcessor):
         tokenizer: Any,
         num_query_tokens: int | None = None,
         chat_template: str | dict[str, str] | None = None,
+        end_token: str | None = None,
     ) -> None:
+        self.end_token = end_token
         self.image_token = self._adopt_image_token(tokenizer)
         self.num_query_tokens = num_query_tokens
         super().__init__(
@@ -42,6 +55,60 @@ class Blip2Processor(VisionLanguageProcessor):
             tokenizer,
             chat_template=chat_template if chat_template is not None else DEFAULT_CHAT_TEMPLATE,
         )
+        _ = self.end_token_id  # an end token that cannot be one is told here
+
+    @property
+    def end_token_id(self) -> int | None:
+        """Id of the token that ends an answer: what training teaches, and what generation stops at."""
+        if self.end_token is None:
+            return self.tokenizer.eos_token_id
+        ids = self.tokenizer(self.end_token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise ValueError(f"end_token {self.end_token!r} is {len(ids)} tokens of the tokenizer; it must be one")
+        return ids[0]
+
+    def encode_captions(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        max_length: int = 32,
+        timeout: float | None = 20.0,
+        return_tensors: str | None = "pt",
+        same_image_targets: bool = False,
+        image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None,
+    ) -> BatchFeature:
+        """Prepare images and their captions for [`Blip2ForPreTraining`]; the tokenizer is the Q-Former's.
+
+        Args:
+            examples (`Sequence[Mapping]`):
+                Rows in TRL's form with one image in ``"images"`` or ``"image"``; the caption is the ``"completion"``, or
+                the last turn of ``"messages"``. Prompts are not read.
+            max_length (`int`, *optional*, defaults to 32): Most tokens of a caption, `[CLS]` and `[SEP]` included.
+            timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
+            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, `"np"` or `None` for lists.
+            same_image_targets (`bool`, *optional*, defaults to `False`):
+                Whether the batch says by ``image_ids`` which rows show the same image, by its content: their captions
+                are then right for all of them, as LAVIS has it in retrieval finetuning.
+            image_inputs (`Callable`, *optional*):
+                Makes model inputs of the images of all rows, a list for each, in place of the image processor.
+
+        Returns:
+            `BatchFeature`: ``pixel_values`` (rows, 3, height, width); ``input_ids``, ``attention_mask``,
+            ``decoder_input_ids`` and ``labels`` (rows, tokens), right-padded; with ``same_image_targets`` also
+            ``image_ids`` (rows,).
+
+        Raises:
+            ValueError: If a row has not one image and a caption, or the tokenizer is not the Q-Former's.
+        """
+        images, captions = read_captions(examples)
+        data: dict[str, Any] = tokenize_captions(self.tokenizer, captions, max_length)
+        if same_image_targets:
+            reader = self.__dict__.setdefault("_content_reader", ContentReader())
+            data["image_ids"] = numbers_of_images(images, reader)
+        if image_inputs is not None:
+            data.update(image_inputs(images))
+        else:
+            data.update(self._image_inputs(images, {"return_tensors": return_tensors}, timeout, "row"))
+        return BatchFeature(data, tensor_type=return_tensors)
 
 
 __all__ = ["Blip2Processor"]
