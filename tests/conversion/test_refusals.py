@@ -159,7 +159,7 @@ class Trap:
 def test_files_do_not_run_code(vicuna, tmp_path):
     lavis.save(tmp_path / "trap.pth", lavis.load(vicuna.checkpoint), config=Trap())
     refused([tmp_path / "trap.pth"], tmp_path, "trap.pth cannot be read as tensors and plain values", **vicuna.options)
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Trap()}))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
     refused([tmp_path / "plain.pth"], tmp_path, "plain.pth cannot be read", **vicuna.options)
 
 
@@ -260,7 +260,7 @@ def test_a_key_bias_has_no_place_in_lavis(vicuna, tmp_path):
     def change(weights):
         weights["vision_model.encoder.layers.1.self_attn.qkv.bias"][40] = 0.5
 
-    with pytest.raises(ConversionError, match=r"the key bias in .*layers\.1\.self_attn\.qkv\.bias is not zero"):
+    with pytest.raises(ConversionError, match=r"the key bias in .*layers\.1\.self_attn\.qkv\.bias is not zero, and LAVIS"):
         convert_to_lavis(copied(vicuna, tmp_path, change), tmp_path / "lavis.pth")
     assert not (tmp_path / "lavis.pth").exists()
 

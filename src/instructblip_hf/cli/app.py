@@ -402,6 +402,9 @@ def convert(
     qformer_tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of the Q-Former's tokenizer, bert-base-uncased.")
     ] = None,
+    processor: Annotated[
+        Path | None, typer.Option(help="Folder of a processor to take as it is, in place of both tokenizers.")
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -429,6 +432,10 @@ def convert(
     vocabulary_rows: Annotated[
         int | None, typer.Option(min=1, help="For LAVIS: tokens of its language model; Vicuna's has 32001.")
     ] = None,
+    drop_key_bias: Annotated[
+        bool,
+        typer.Option("--drop-key-bias", help="For LAVIS: leave out the vision tower's key bias; it has no effect."),
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="A new JSON file that tells of every tensor.")] = None,
 ) -> None:
     """Convert LAVIS checkpoints to folders in transformers' layout, and back."""
@@ -439,12 +446,13 @@ def convert(
         "llm": llm,
         "tokenizer": tokenizer,
         "qformer_tokenizer": qformer_tokenizer,
+        "processor": processor,
         "config": config,
         "vision_layers": vision_layers,
         "image_token_id": image_token_id,
         "dtype": dtype,
     }
-    to_lavis = {"trimmed": trimmed, "vocabulary_rows": vocabulary_rows}
+    to_lavis = {"trimmed": trimmed, "vocabulary_rows": vocabulary_rows, "drop_key_bias": drop_key_bias}
     run_convert(sources, output, report, (vision_heads, qformer_heads), to_folder, to_lavis)
 
 

@@ -28,7 +28,7 @@ from .checking import (
 from .geometry import Heads, kind_of, language_prefix_of, missing_parts, read_geometry
 from .kinds import KINDS, Kind
 from .lavis_file import LavisWeights, read_lavis_files, write_lavis_file
-from .lavis_keys import LANGUAGE_PREFIXES, rules_of, to_ours
+from .lavis_keys import FUSED_BIAS, KEY_BIAS, LANGUAGE_PREFIXES, rules_of, to_ours, translate
 from .plan import ModelSpec, Plan, add_language_model, assign_names, model_spec, plan_folder, plan_lavis
 from .processors import build_processor, has_tokenizer
 from .report import ConversionReport, Difference
@@ -48,6 +48,7 @@ class ToFolder:
         llm (`Path`, *optional*): Folder of the language model, where the files do not hold it.
         tokenizer (`Path`, *optional*): Folder of the language model's tokenizer; by default ``llm``, if it has one.
         qformer_tokenizer (`Path`, *optional*): Folder of the Q-Former's tokenizer, BERT's.
+        processor (`Path`, *optional*): Folder of a processor, which is taken as it is, in place of both tokenizers.
         config (`Path`, *optional*):
             Folder whose ``config.json`` is that of the model, in place of reading its shape off the tensors.
         heads ([`Heads`], *optional*): Numbers of attention heads; by default those of the published models.
@@ -62,6 +63,7 @@ class ToFolder:
     llm: Path | None = None
     tokenizer: Path | None = None
     qformer_tokenizer: Path | None = None
+    processor: Path | None = None
     config: Path | None = None
     heads: Heads = Heads()
     vision_layers: int = PUBLISHED_VISION_LAYERS
@@ -80,10 +82,14 @@ class ToLavis:
         vocabulary_rows (`int`, *optional*):
             How many rows LAVIS's language model has for its tokens. By default all but the image placeholder's, if that
             is the last one. Further rows are kept beside LAVIS's weights, where converting back finds them.
+        drop_key_bias (`bool`, *optional*, defaults to `False`):
+            Whether a key bias of the vision tower that is not zero, as training with an unfrozen tower makes it, is kept
+            there too. It adds the same to all scores of a query, so that attention is the same without it.
     """
 
     trimmed: bool = False
     vocabulary_rows: int | None = None
+    drop_key_bias: bool = False
 
 
 def convert_to_folder(sources: Sequence[Path], target: Path, options: ToFolder | None = None) -> ConversionReport:
@@ -120,8 +126,10 @@ def convert_to_folder(sources: Sequence[Path], target: Path, options: ToFolder |
     spec = model_spec(kind, config)
     if kind.language_model:
         add_language_model(assigned, plan, folder, spec)
-    tokenizer = options.tokenizer or (options.llm if options.llm is not None and has_tokenizer(options.llm) else None)
-    processor = build_processor(kind, config, tokenizer, options.qformer_tokenizer)
+    tokenizer = options.tokenizer
+    if tokenizer is None and options.processor is None and options.llm is not None and has_tokenizer(options.llm):
+        tokenizer = options.llm
+    processor = build_processor(kind, config, tokenizer, options.qformer_tokenizer, options.processor)
     if processor is None:
         absent = ["tokenizer"] if kind.language_model and tokenizer is None else []
         absent += ["qformer_tokenizer"] if kind.name != "blip-2" and options.qformer_tokenizer is None else []
@@ -132,11 +140,14 @@ def convert_to_folder(sources: Sequence[Path], target: Path, options: ToFolder |
     elif processor is not None:
         config.image_token_index = processor.image_token_id
     rules = rules_of(kind, prefix)
-    kept_rows = {to_ours(name, rules) or name: rows for name, rows in lavis.own.get("rows", {}).items()}
-    plan = plan_folder(assigned, plan, spec, options.dtype, kept_rows)
+    kept = {
+        translate(name, KEY_BIAS, FUSED_BIAS) or to_ours(name, rules) or name: tensor
+        for name, tensor in lavis.own.get("kept", {}).items()
+    }
+    plan = plan_folder(assigned, plan, spec, options.dtype, kept)
     if plan.problems:
         raise ConversionError(plan.problems)
-    _finish_config(config, kind, plan)
+    _finish_config(config, kind, plan, keep_dtype="config" in lavis.own and options.dtype is None)
     report.add_plan(plan)
     with whole_or_nothing(target) as partial:
         partial.mkdir()
@@ -182,7 +193,7 @@ def convert_to_lavis(source: Path, target: Path, options: ToLavis | None = None)
     rows = options.vocabulary_rows
     if rows is None and kind.language_model:
         rows = _rows_without_placeholder(config, spec)
-    plan = plan_lavis(stored, spec, kind, prefix, options.trimmed, rows)
+    plan = plan_lavis(stored, spec, kind, prefix, options.trimmed, rows, options.drop_key_bias)
     if plan.problems:
         raise ConversionError(plan.problems)
     report = ConversionReport([str(source)], str(target), kind.name)
@@ -192,7 +203,7 @@ def convert_to_lavis(source: Path, target: Path, options: ToLavis | None = None)
         own["generation_config"] = json.loads((source / GENERATION_CONFIG_NAME).read_text())
     report.notes.append("LAVIS has no processor in its files: tokenizers and image sizes are in its own configuration")
     with whole_or_nothing(target) as partial:
-        kept = {name: tensor.load() for name, tensor in plan.rows.items()}
+        kept = {name: tensor.load() for name, tensor in plan.kept.items()}
         write_lavis_file(_shared_once(plan), partial, own, kept)
         written = tensors_of_mapping(load_torch_file(partial)["model"], partial, "the entry 'model'")
         check_bits(plan.tensors, written)
@@ -328,11 +339,13 @@ def _set_vocabulary(
     config.text_config.vocab_size = needed
 
 
-def _finish_config(config: Any, kind: Kind, plan: Plan) -> None:
+def _finish_config(config: Any, kind: Kind, plan: Plan, keep_dtype: bool) -> None:
     """Says which class it is of, and the widest type among its weights, in which opening it loses nothing."""
+    config.architectures = [kind.model_class.split(":")[1]]
+    if keep_dtype:
+        return
     dtypes = {tensor.dtype for tensor in plan.tensors if tensor.dtype.is_floating_point}
     widest = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    config.architectures = [kind.model_class.split(":")[1]]
     config.dtype = widest
     for part in ("vision_config", "qformer_config", "text_config"):
         getattr(config, part).dtype = widest

@@ -4,7 +4,7 @@ A file of LAVIS's runner is a dictionary with the weights at ``"model"``, withou
 them the optimiser, the configuration, the scaler and the epoch (`runner_base.py`). `eva_vit_g.pth` is the state dict
 of a vision tower alone, without a prefix and with one block more than LAVIS uses (`eva_vit.py`). Files that are
 written here also carry what LAVIS has no place for, at an entry of their own that LAVIS does not read: the
-configuration, and rows of the vocabulary that LAVIS does not have.
+configuration, and weights that LAVIS does not have.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _vision_tower(tensors: Mapping[str, StoredTensor], path: Path, layers: int) 
 
 
 def write_lavis_file(
-    tensors: Mapping[str, torch.Tensor], path: Path, own: Mapping[str, Any], rows: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor], path: Path, own: Mapping[str, Any], kept: Mapping[str, torch.Tensor]
 ) -> None:
     """Writes a file of LAVIS's, whole or not at all.
 
@@ -123,9 +123,9 @@ def write_lavis_file(
         tensors (`Mapping[str, torch.Tensor]`): Weights by LAVIS's names.
         path (`Path`): The file.
         own (`Mapping[str, Any]`): Plain values for [`OWN_ENTRY`].
-        rows (`Mapping[str, torch.Tensor]`): Rows of the vocabulary beyond LAVIS's, by LAVIS's names.
+        kept (`Mapping[str, torch.Tensor]`): Tensors for [`OWN_ENTRY`], by LAVIS's names.
     """
-    entry = {**{name: json.dumps(value) for name, value in own.items()}, "rows": dict(rows)}
+    entry = {**{name: json.dumps(value) for name, value in own.items()}, "kept": dict(kept)}
     torch.save({"model": dict(tensors), OWN_ENTRY: entry}, path)
     with open(path, "rb") as written:
         os.fsync(written.fileno())

@@ -32,6 +32,8 @@ VISION: tuple[Rule, ...] = (
 )
 
 QUERY_BIAS, VALUE_BIAS = f"{_BLOCK}.attn.q_bias", f"{_BLOCK}.attn.v_bias"
+KEY_BIAS = f"{_BLOCK}.attn.k_bias"
+"""A name of our own, for a key bias that is kept beside LAVIS's weights."""
 FUSED_BIAS = f"{_LAYER}.self_attn.qkv.bias"
 
 _BERT_LAYER, _QFORMER_LAYER = "Qformer.bert.encoder.layer.{n}", "qformer.encoder.layer.{n}"
@@ -156,6 +158,7 @@ def why_left_out(name: str, kind: Kind) -> str | None:
 
 __all__ = [
     "FUSED_BIAS",
+    "KEY_BIAS",
     "LANGUAGE_PREFIXES",
     "QUERY_BIAS",
     "POSITIONS",

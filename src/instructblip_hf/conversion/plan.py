@@ -16,6 +16,7 @@ import torch
 from .kinds import Kind
 from .lavis_keys import (
     FUSED_BIAS,
+    KEY_BIAS,
     LANGUAGE_MODEL_BUFFERS,
     QUERY_BIAS,
     VALUE_BIAS,
@@ -70,13 +71,14 @@ class Plan:
         tensors (`list[PlannedTensor]`): What is written.
         left_out (`list`): Stored tensors that are not, each with the reason.
         problems (`list[str]`): Why it cannot be done, if it cannot.
-        rows (`dict[str, PlannedTensor]`): Rows of the vocabulary that a LAVIS file has no place for, by LAVIS's names.
+        kept (`dict[str, PlannedTensor]`): What a LAVIS file has no place for and keeps beside its weights: rows of the
+            vocabulary, by LAVIS's names, and key biases.
     """
 
     tensors: list[PlannedTensor] = field(default_factory=list)
     left_out: list[tuple[StoredTensor, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    rows: dict[str, PlannedTensor] = field(default_factory=dict)
+    kept: dict[str, PlannedTensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def plan_folder(
     plan: Plan,
     spec: ModelSpec,
     dtype: torch.dtype | None,
-    rows: Mapping[str, torch.Tensor],
+    kept: Mapping[str, torch.Tensor],
 ) -> Plan:
     """Completes the plan of a folder in our layout.
 
@@ -180,7 +182,7 @@ def plan_folder(
         plan ([`Plan`]): With what was found so far.
         spec ([`ModelSpec`]): What the model has.
         dtype (`torch.dtype`, *optional*): Type of all floating weights; by default each keeps its own.
-        rows (`Mapping[str, torch.Tensor]`): Rows of the vocabulary that a file of ours kept beside LAVIS's, by our names.
+        kept (`Mapping[str, torch.Tensor]`): What a file of ours kept beside LAVIS's weights, by our names.
     """
     assigned = dict(assigned)
     for name, other in spec.tied.items():
@@ -194,7 +196,7 @@ def plan_folder(
             plan.left_out.append((sources[0], f"the same weights as {assigned[other][0].name}"))
         else:
             # Weights that a configuration calls shared and that differ are not shared, FlanT5's head for one.
-            planned = _planned(name, sources, spec, dtype, rows.get(name))
+            planned = _planned(name, sources, spec, dtype, kept.get(name))
             plan.tensors += [planned] if isinstance(planned, PlannedTensor) else []
             plan.problems += [planned] if isinstance(planned, str) else []
     absent = [name for name in spec.shapes if name not in assigned and spec.tied.get(name) not in assigned]
@@ -222,7 +224,7 @@ def _planned(
     sources: tuple[StoredTensor, ...],
     spec: ModelSpec,
     dtype: torch.dtype | None,
-    rows: torch.Tensor | None,
+    kept: torch.Tensor | None,
 ) -> PlannedTensor | str:
     """A tensor of the folder, or what is wrong with it."""
     first, wanted = sources[0], spec.shapes[name]
@@ -232,10 +234,12 @@ def _planned(
     shape = first.shape
     if len(sources) == 2:
         how, make, shape = "query bias, zeros for the key bias, value bias", _fuse, (3 * first.shape[0],)
+        if kept is not None:
+            how, make = "query bias, the key bias that the file keeps beside LAVIS's, value bias", _Fused(kept)
     elif name in spec.vocabulary and shape[1:] == wanted[1:] and shape[0] < wanted[0]:
         new = wanted[0] - shape[0]
-        if rows is not None and rows.shape[0] == new:
-            how, make = f"{new} more rows, which the file keeps beside LAVIS's", _Appended(rows)
+        if kept is not None and kept.shape[0] == new:
+            how, make = f"{new} more rows, which the file keeps beside LAVIS's", _Appended(kept)
         else:
             how, make = f"{new} more rows, each the mean of the others", _Grown(wanted[0])
         shape = wanted
@@ -257,6 +261,7 @@ def plan_lavis(
     language_prefix: str | None,
     trimmed: bool,
     vocabulary_rows: int | None,
+    drop_key_bias: bool,
 ) -> Plan:
     """Plan of a LAVIS file.
 
@@ -267,6 +272,7 @@ def plan_lavis(
         language_prefix (`str`, *optional*): What LAVIS calls its language model.
         trimmed (`bool`): Whether vision tower and language model stay out, as in LAVIS's files of frozen ones.
         vocabulary_rows (`int`, *optional*): How many rows of the language model's vocabulary LAVIS has.
+        drop_key_bias (`bool`): Whether key biases of the vision tower that are not zero are kept beside LAVIS's weights.
     """
     rules = rules_of(kind, language_prefix)
     plan = Plan()
@@ -286,7 +292,8 @@ def plan_lavis(
                 f"{shown(spec.shapes[name])}"
             )
         else:
-            _add_lavis(plan, tensor, rules, trimmed, vocabulary_rows if name in spec.vocabulary else None)
+            rows = vocabulary_rows if name in spec.vocabulary else None
+            _add_lavis(plan, tensor, rules, trimmed, rows, drop_key_bias)
     for name, other in spec.tied.items():
         lavis = to_lavis(name, rules)
         written = next((tensor for tensor in plan.tensors if tensor.sources[0].name == other), None)
@@ -299,7 +306,12 @@ def plan_lavis(
 
 
 def _add_lavis(
-    plan: Plan, tensor: StoredTensor, rules: Sequence[Rule], trimmed: bool, vocabulary_rows: int | None
+    plan: Plan,
+    tensor: StoredTensor,
+    rules: Sequence[Rule],
+    trimmed: bool,
+    vocabulary_rows: int | None,
+    drop_key_bias: bool,
 ) -> None:
     name = tensor.name
     is_frozen = name.startswith("language_model.") or (
@@ -308,30 +320,38 @@ def _add_lavis(
     if trimmed and is_frozen:
         part = "language model" if name.startswith("language_model.") else "vision tower"
         plan.left_out.append((tensor, f"trimmed: LAVIS takes a frozen {part} from its own files"))
-    elif (query := translate(name, FUSED_BIAS, QUERY_BIAS)) is not None:
-        third = tensor.shape[0] // 3
-        if bool(tensor.load()[third : 2 * third].any()):
-            plan.problems.append(
-                f"the key bias in {name} is not zero: LAVIS's vision tower has none, so the model cannot be written "
-                "without changing what it computes"
-            )
-        value = translate(name, FUSED_BIAS, VALUE_BIAS) or ""
-        for index, (target, part) in enumerate(((query, "query"), (value, "value"))):
-            how = f"the {part} bias; the key bias is zero"
-            make = _Part(2 * index * third, third)
-            plan.tensors.append(PlannedTensor(target, (third,), tensor.dtype, (tensor,), how, make))
+    elif translate(name, FUSED_BIAS, QUERY_BIAS) is not None:
+        _split_bias(plan, tensor, drop_key_bias)
     elif (lavis := to_lavis(name, rules)) is None:
         plan.problems.append(f"{name} of {tensor.file}, of shape {shown(tensor.shape)}, has no name in LAVIS's files")
     elif vocabulary_rows is not None and vocabulary_rows < tensor.shape[0]:
         more = tensor.shape[0] - vocabulary_rows
-        shape = (vocabulary_rows, *tensor.shape[1:])
         how = f"the first {vocabulary_rows} rows; {more} more are kept beside LAVIS's"
-        plan.tensors.append(PlannedTensor(lavis, shape, tensor.dtype, (tensor,), how, _Part(0, vocabulary_rows)))
-        plan.rows[lavis] = PlannedTensor(
-            lavis, (more, *tensor.shape[1:]), tensor.dtype, (tensor,), "", _Part(vocabulary_rows, more)
-        )
+        plan.tensors.append(_part(lavis, tensor, 0, vocabulary_rows, how))
+        plan.kept[lavis] = _part(lavis, tensor, vocabulary_rows, more)
     else:
         plan.tensors.append(PlannedTensor(lavis, tensor.shape, tensor.dtype, (tensor,)))
+
+
+def _split_bias(plan: Plan, tensor: StoredTensor, drop_key_bias: bool) -> None:
+    """Query and value bias apart; LAVIS's tower has no key bias, which adds the same to all scores of a query."""
+    third = tensor.shape[0] // 3
+    query, key, value = (translate(tensor.name, FUSED_BIAS, name) or "" for name in (QUERY_BIAS, KEY_BIAS, VALUE_BIAS))
+    is_zero = not bool(tensor.load()[third : 2 * third].any())
+    if not is_zero and not drop_key_bias:
+        plan.problems.append(
+            f"the key bias in {tensor.name} is not zero, and LAVIS's vision tower has none; attention is the same without "
+            "it, and drop_key_bias leaves it out"
+        )
+    rest = "the key bias is zero" if is_zero else "the key bias is kept beside LAVIS's"
+    plan.tensors.append(_part(query, tensor, 0, third, f"the query bias; {rest}"))
+    plan.tensors.append(_part(value, tensor, 2 * third, third, f"the value bias; {rest}"))
+    if not is_zero:
+        plan.kept[key] = _part(key, tensor, third, third)
+
+
+def _part(name: str, tensor: StoredTensor, start: int, length: int, how: str = AS_IT_IS) -> PlannedTensor:
+    return PlannedTensor(name, (length, *tensor.shape[1:]), tensor.dtype, (tensor,), how, _Part(start, length))
 
 
 # --- how tensors are made ---------------------------------------------------------------------------------------------
@@ -343,6 +363,14 @@ def _identity(tensor: torch.Tensor) -> torch.Tensor:
 
 def _fuse(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return torch.cat([query, torch.zeros_like(query), value])
+
+
+@dataclass(frozen=True)
+class _Fused:
+    key: torch.Tensor
+
+    def __call__(self, query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return torch.cat([query, self.key.to(query.dtype), value])
 
 
 @dataclass(frozen=True)

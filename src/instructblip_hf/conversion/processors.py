@@ -31,6 +31,7 @@ def build_processor(
     config: Any,
     tokenizer: Path | None,
     qformer_tokenizer: Path | None,
+    saved: Path | None = None,
 ) -> Any:
     """Processor of a model, or `None` where a tokenizer that it needs is not given.
 
@@ -39,10 +40,15 @@ def build_processor(
         config (`PreTrainedConfig`): Its configuration.
         tokenizer (`Path`, *optional*): Folder of the language model's tokenizer.
         qformer_tokenizer (`Path`, *optional*): Folder of the Q-Former's, BERT's.
+        saved (`Path`, *optional*): Folder of a processor, which is taken as it is.
 
     Raises:
         ConversionError: If a tokenizer has tokens that the model has no embedding for.
     """
+    if saved is not None:
+        if tokenizer is not None or qformer_tokenizer is not None:
+            raise ConversionError(["give either a processor or tokenizers for a new one"])
+        return _saved_processor(kind, config, saved)
     size = config.vision_config.image_size
     image_processor = BlipImageProcessorPil(size={"height": size, "width": size})
     instructblip = kind.name.startswith("instructblip")
@@ -50,23 +56,36 @@ def build_processor(
         (instructblip or not kind.language_model) and qformer_tokenizer is None
     ):
         return None
-    reads_left = instructblip
     bert = None
     if qformer_tokenizer is not None:
         rows = config.qformer_config.vocab_size if kind.qformer_text != "none" else None
-        bert = _qformer_tokenizer(qformer_tokenizer, rows, "left" if reads_left else "right")
-    if not kind.language_model:
-        from ..models.blip_2 import Blip2Processor
+        bert = _qformer_tokenizer(qformer_tokenizer, rows, "left" if instructblip else "right")
+    language = _language_tokenizer(str(tokenizer), config.text_config.model_type) if kind.language_model else None
+    tokenizers = [tokenizer for tokenizer in (language, bert) if tokenizer is not None]
+    if kind.name == "blip-2":
+        tokenizers = [language]
+    return _processor_class(kind)(image_processor, *tokenizers, num_query_tokens=config.num_query_tokens)
 
-        return Blip2Processor(image_processor, bert, num_query_tokens=config.num_query_tokens)
-    language = _language_tokenizer(str(tokenizer), config.text_config.model_type)
-    if instructblip:
+
+def _processor_class(kind: Kind) -> Any:
+    if kind.name.startswith("instructblip"):
         from ..models.instructblip import InstructBlipProcessor
 
-        return InstructBlipProcessor(image_processor, language, bert, num_query_tokens=config.num_query_tokens)
+        return InstructBlipProcessor
     from ..models.blip_2 import Blip2Processor
 
-    return Blip2Processor(image_processor, language, num_query_tokens=config.num_query_tokens)
+    return Blip2Processor
+
+
+def _saved_processor(kind: Kind, config: Any, folder: Path) -> Any:
+    processor = _processor_class(kind).from_pretrained(folder)
+    if processor.num_query_tokens not in (None, config.num_query_tokens):
+        raise ConversionError(
+            [
+                f"processor: {folder} is for {processor.num_query_tokens} query tokens, the model has {config.num_query_tokens}"
+            ]
+        )
+    return processor
 
 
 def _qformer_tokenizer(folder: Path, rows: int | None, truncation_side: str) -> Any:

@@ -1,0 +1,119 @@
+"""Files as they come: old ones, sharded ones, language models of several layouts, configurations handed in."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import instructblip_hf
+import lavis_files as lavis
+from instructblip_hf import bundled_checkpoint
+from instructblip_hf.conversion import ConversionError, ToFolder, ToLavis, convert_to_folder, convert_to_lavis
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_files_of_torch_before_1_6(cases, tmp_path):
+    case = cases("instructblip-vicuna")
+    content = torch.load(case.checkpoint, weights_only=True)
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    convert_to_folder([tmp_path / "old.pth", case.tower], tmp_path / "folder", ToFolder(**case.options))
+    assert lavis.same_bits(weights(tmp_path / "folder"), weights(case.folder)) == set()
+
+
+def test_a_state_dict_alone(cases, tmp_path):
+    case = cases("instructblip-vicuna")
+    torch.save(lavis.load(case.checkpoint), tmp_path / "plain.pth")
+    convert_to_folder([tmp_path / "plain.pth", case.tower], tmp_path / "folder", ToFolder(**case.options))
+    assert lavis.same_bits(weights(tmp_path / "folder"), weights(case.folder)) == set()
+
+
+@pytest.mark.parametrize("name", ["instructblip-vicuna", "stage-2-opt"])
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_language_models_in_several_bin_files(cases, tmp_path, name, prefixed):
+    """As Vicuna is published; some files leave out the base model's prefix, and old ones hold rotary buffers."""
+    case = cases(name)
+    llm = tmp_path / "llm"
+    llm.mkdir()
+    (llm / "config.json").write_bytes((case.options["llm"] / "config.json").read_bytes())
+    stored = weights(case.options["llm"])
+    head = {name: tensor for name, tensor in stored.items() if name.startswith("lm_head.")}
+    body = {name: tensor for name, tensor in stored.items() if name not in head}
+    if not prefixed:
+        body = {name.removeprefix("model."): tensor for name, tensor in body.items()}
+    else:
+        body["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    first = dict(list(body.items())[:8])
+    parts = {"pytorch_model-1.bin": first, "pytorch_model-2.bin": {**head, **dict(list(body.items())[8:])}}
+    for file, tensors in parts.items():
+        torch.save(tensors, llm / file)
+    index = {name: file for file, tensors in parts.items() for name in tensors}
+    (llm / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    convert_to_folder(case.sources, tmp_path / "folder", ToFolder(**{**case.options, "llm": llm}))
+    assert lavis.same_bits(weights(tmp_path / "folder"), weights(case.folder)) == set()
+    (llm / "pytorch_model-2.bin").unlink()
+    with pytest.raises(ConversionError, match=r"lacks pytorch_model-2\.bin"):
+        convert_to_folder(case.sources, tmp_path / "other", ToFolder(**{**case.options, "llm": llm}))
+
+
+def test_a_language_model_in_the_checkpoint(cases, tmp_path):
+    """LAVIS's LLaMA has its rotary frequencies in the file, and one row more for [PAD] than the folder."""
+    case = cases("instructblip-vicuna")
+    inside = {f"llm_model.{name}": tensor for name, tensor in weights(case.options["llm"]).items()}
+    for name in ("llm_model.lm_head.weight", "llm_model.model.embed_tokens.weight"):
+        inside[name] = torch.cat([inside[name], torch.ones(1, 32, dtype=torch.bfloat16)])
+    inside["llm_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    lavis.save(tmp_path / "whole.pth", {**lavis.load(case.checkpoint), **inside})
+    report = convert_to_folder([tmp_path / "whole.pth", case.tower], tmp_path / "folder", ToFolder(**case.options))
+    made = weights(tmp_path / "folder")["language_model.lm_head.weight"]
+    assert torch.equal(made[:-1], inside["llm_model.lm_head.weight"])
+    left = {row["from"][0]: row["how"] for row in report.rows if row["to"] is None}
+    assert "rotary frequencies" in left["llm_model.model.layers.0.self_attn.rotary_emb.inv_freq"]
+    assert left["lm_head.weight"] == "left out: taken from whole.pth"
+
+
+def test_a_configuration_that_is_handed_in(cases, tmp_path):
+    case = cases("captioning-opt")
+    options = {"llm": case.options["llm"], "config": case.folder}
+    convert_to_folder(case.sources, tmp_path / "folder", ToFolder(**options))
+    assert lavis.same_bits(weights(tmp_path / "folder"), weights(case.folder)) == set()
+    other = cases("stage-2-opt")
+    with pytest.raises(
+        ConversionError, match=r"visual_encoder\.pos_embed of .* is of shape 1 x 17 x 32; .* 1 x 5 x 32"
+    ):
+        convert_to_folder(case.sources, tmp_path / "other", ToFolder(**{**options, "config": other.folder}))
+
+
+def test_a_trained_tower_with_a_key_bias(tmp_path):
+    """The bundled model, whose vision tower was trained: there and back it is the same folder."""
+    with pytest.raises(ConversionError, match="attention is the same without it, and drop_key_bias leaves it out"):
+        convert_to_lavis(bundled_checkpoint(), tmp_path / "lavis.pth")
+    convert_to_lavis(bundled_checkpoint(), tmp_path / "lavis.pth", ToLavis(drop_key_bias=True))
+    assert not any("k_bias" in name for name in lavis.load(tmp_path / "lavis.pth"))
+    convert_to_folder([tmp_path / "lavis.pth"], tmp_path / "back", ToFolder(processor=bundled_checkpoint()))
+    assert lavis.same_bits(weights(tmp_path / "back"), weights(bundled_checkpoint())) == set()
+    for name in ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (bundled_checkpoint() / name).read_bytes(), name
+    instructblip_hf.InstructBlipProcessor.from_pretrained(tmp_path / "back")
+
+
+def test_a_file_holds_each_weight_once(tmp_path):
+    """Rows that are cut and weights with two names do not bring their whole storages along."""
+    convert_to_lavis(bundled_checkpoint(), tmp_path / "lavis.pth", ToLavis(drop_key_bias=True, vocabulary_rows=100))
+    stored = (bundled_checkpoint() / "model.safetensors").stat().st_size
+    assert stored * 0.99 < (tmp_path / "lavis.pth").stat().st_size < stored * 1.03
+
+
+def test_a_processor_for_another_number_of_queries(cases, tmp_path):
+    case = cases("instructblip-vicuna")
+    options = {**case.options, "processor": bundled_checkpoint()}
+    expected = instructblip_hf.InstructBlipProcessor.from_pretrained(bundled_checkpoint()).num_query_tokens
+    with pytest.raises(ConversionError, match=f"is for {expected} query tokens, the model has 4"):
+        convert_to_folder(case.sources, tmp_path / "folder", ToFolder(**options))
+    with pytest.raises(ConversionError, match="give either a processor or tokenizers"):
+        convert_to_folder(case.sources, tmp_path / "folder", ToFolder(**options, tokenizer=bundled_checkpoint()))
