@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import lavis_files as lavis
 from instructblip_hf import AutoModelForVision2Seq, Blip2ForImageTextRetrieval
 from instructblip_hf.conversion import Heads, ToFolder, convert_to_folder
-from instructblip_hf.conversion.probe import LN_VISION_EPS, LavisForward
+from instructblip_hf.conversion.probe import LavisForward
 from instructblip_hf.conversion.stored_tensors import StoredTensor
 
 
@@ -44,7 +44,7 @@ def opened(tmp_path):
         convert_to_folder([lavis.save(tmp_path / "lavis.pth", tensors)], tmp_path / kind, ToFolder(**options))
         model = opener.from_pretrained(tmp_path / kind).eval()
         # The one thing that the layout has no place for.
-        model.vision_model.post_layernorm.eps = LN_VISION_EPS
+        model.vision_model.post_layernorm.eps = 1e-5
         return model
 
     return convert

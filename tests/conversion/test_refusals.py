@@ -260,7 +260,9 @@ def test_a_key_bias_has_no_place_in_lavis(vicuna, tmp_path):
     def change(weights):
         weights["vision_model.encoder.layers.1.self_attn.qkv.bias"][40] = 0.5
 
-    with pytest.raises(ConversionError, match=r"the key bias in .*layers\.1\.self_attn\.qkv\.bias is not zero, and LAVIS"):
+    with pytest.raises(
+        ConversionError, match=r"the key bias in .*layers\.1\.self_attn\.qkv\.bias is not zero, and LAVIS"
+    ):
         convert_to_lavis(copied(vicuna, tmp_path, change), tmp_path / "lavis.pth")
     assert not (tmp_path / "lavis.pth").exists()
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
 from .errors import fail, user_errors
 from .loading import check_dtype
 
@@ -31,6 +32,9 @@ def run_convert(
         to_folder (`dict`): Further options for a folder; `None` is the default of each.
         to_lavis (`dict`): Options for a LAVIS file; `None` or `False` is the default of each.
     """
+    sources = [_found(source) for source in sources]
+    if to_folder["processor"] is not None:
+        to_folder = {**to_folder, "processor": _found(to_folder["processor"])}
     missing = [source for source in sources if not source.exists()]
     if missing:
         fail(*(f"there is no {source}" for source in missing))
@@ -82,6 +86,12 @@ def run_convert(
     print("\n".join(done.lines()))
     if report is not None:
         print(f"every tensor is in {report}")
+
+
+def _found(path: Path) -> Path:
+    """The path itself, or the folder of a bundled checkpoint of that name."""
+    is_bundled = str(path) in BUNDLED_CHECKPOINTS and not path.exists()
+    return bundled_checkpoint(str(path)) if is_bundled else path
 
 
 __all__ = ["LAVIS_SUFFIXES", "run_convert"]
