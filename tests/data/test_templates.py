@@ -15,6 +15,7 @@ from instructblip_hf.data.templates import (
     TemplateError,
     load_templates,
     slot_texts,
+    split_caption,
 )
 from instructblip_hf.data.templates.loading import FEWEST, MOST
 
@@ -370,3 +371,47 @@ def test_the_collator_takes_the_rows():
     batch = VisionLanguageCollator(our_processor())(rows)
     assert len(batch["labels"]) == len(rows)
     assert bool((batch["labels"] != -100).any(dim=1).all())
+
+
+# --- captions and questions as BLIP-2 is trained with them --------------------------------------------------------
+
+
+def test_a_caption_is_split_from_its_first_word_to_its_middle():
+    caption = "a small red circle under the blue square"
+    words = caption.split()
+    firsts = Counter()
+    for row in range(4000):
+        prefix, rest = split_caption(caption, seed=3, epoch=0, row=row)
+        assert f"{prefix} {rest}" == caption
+        firsts[len(prefix.split())] += 1
+    assert set(firsts) == {1, 2, 3, 4} == set(range(1, len(words) // 2 + 1))
+    assert all(abs(count - 1000) < 120 for count in firsts.values()), firsts
+    assert len({split_caption(caption, 3, epoch, 0) for epoch in range(20)}) == 4
+    assert split_caption(caption, 3, 5, 7) == split_caption(caption, 3, 5, 7)
+    assert split_caption("circle", 0, 0, 0) == ("", "circle")
+    assert split_caption("red circle", 0, 0, 0) == ("red", "circle")
+
+
+def test_the_form_prefix():
+    instructions = Instructions(form="prefix", seed=1)
+    example = {**example_of("image_captioning"), "answers": ["a small red circle"]}
+    row = instructions.row(example, 5, 2)
+    assert (row["prompt"], row["completion"]) == split_caption("a small red circle", 1, 2, 5)
+    with pytest.raises(ValueError, match="form prefix is for captions, which image_qa has none of"):
+        instructions.row(example_of("image_qa"))
+
+
+def test_one_wording_for_all_rows_and_another_for_the_qformer():
+    instructions = Instructions(wording="Question: {question} Answer:", qformer_wording="{question}")
+    example = example_of("image_qa")
+    for row in range(3):
+        worded = instructions.row(example, row)
+        assert worded["prompt"] == f"Question: {CONTENT['question']} Answer:"
+        assert worded["qformer_text"] == CONTENT["question"]
+    assert Instructions(wording="a photo of").row(example_of("image_captioning"))["prompt"] == "a photo of"
+    with pytest.raises(ValueError, match="wording needs 'question', and the example has content for none"):
+        instructions.row(example_of("image_captioning"))
+    with pytest.raises(ValueError, match=r"qformer_wording: \{quetion\} is no slot"):
+        Instructions(qformer_wording="{quetion}")
+    with pytest.raises(ValueError, match="wording is given, and form is 'plain'"):
+        Instructions(wording="a photo of", form="plain")

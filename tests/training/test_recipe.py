@@ -209,3 +209,32 @@ def test_a_broken_recipe_is_refused_without_torch(tmp_path):
         "try:\n    load_recipe(sys.argv[1])\nexcept ValueError:\n    sys.exit('torch' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0
+
+
+# --- models made of parts -----------------------------------------------------------------------------------------
+
+
+def test_parts_are_folders_relative_to_the_recipe_or_hub_ids(folder):
+    model = {"parts": {"vision": "model", "bert": "bert-base-uncased"}}
+    recipe = load_recipe(write(folder, {**GOOD, "model": model, "first_stage": {"objectives": ["itc"]}}))
+    assert recipe.model.parts == {"vision": str(folder / "model"), "bert": "bert-base-uncased"}
+    assert recipe.model.sources == [str(folder / "model"), "bert-base-uncased"]
+    assert recipe.first_stage.objectives == ["itc"]
+    assert recipe.base_model is None
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"parts": {"vision": "model"}}, "model.parts: parts are vision; allowed are: vision with bert, first_stage"),
+        ({"parts": {"vision": "model", "brt": "x"}}, "model.parts.brt: unknown key; did you mean 'bert'?"),
+        ({"parts": {"vision": "no/such/folder", "bert": "x"}}, "model.parts.vision: there is no folder"),
+        ({"parts": {"vision": "a", "bert": "b", "end_token": "!"}}, "end_token is given without text"),
+        ({"path": "model", "parts": {"vision": "a", "bert": "b"}}, "model: path and parts are both given"),
+        ({"parts": {"vision": "a", "bert": "b"}, "revision": "main"}, "model: revision belongs to path"),
+        ({}, "model.path: missing; or model.parts, what the model is made of"),
+        ({"path": "model", "image_size": 0}, "model: image_size is 0; it must be at least 1"),
+    ],
+)
+def test_parts_that_do_not_make_a_model_are_named(folder, model, message):
+    assert any(message in problem for problem in problems(folder, {**GOOD, "model": model}))

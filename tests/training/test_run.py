@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import get_scheduler
 
 import instructblip_hf
-from instructblip_hf import InstructBlipForConditionalGeneration
 from instructblip_hf.data.catalog import DATASETS
+from instructblip_hf.models.families import family_of
 from instructblip_hf.training import (
     load_recipe,
     prepare_run,
@@ -21,6 +21,7 @@ from instructblip_hf.training import (
 )
 from instructblip_hf.training.adapters import load_adapter
 from official_formats import write_dataset
+from tiny_blip_2 import save_stages
 from tiny_shapes import save_tiny_checkpoint, tiny_model
 
 
@@ -53,6 +54,11 @@ def seq2seq_checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    return save_stages(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
 def datasets(tmp_path_factory):
     """Copies of the recipes' datasets in their official formats, as the recipes want them: shared images in coco."""
     root = tmp_path_factory.mktemp("datasets")
@@ -68,9 +74,20 @@ def datasets(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, datasets, tmp_path):
-    content = read_recipe(path).content["data"]
-    changes = [*SMALL, f"model.path={seq2seq_checkpoint if 't5' in path.stem else checkpoint}"]
+def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, parts, datasets, tmp_path):
+    content, model = read_recipe(path).content["data"], read_recipe(path).content["model"]
+    changes = [*SMALL]
+    if model.get("parts"):
+        texts = {"opt": "opt", "flant5": "seq2seq", "vicuna": "causal"}
+        folders = {**parts, "text": parts[next((texts[name] for name in texts if name in path.stem), "opt")]}
+        changes += [f"model.parts.{name}={folders[name]}" for name in model["parts"] if name in folders]
+        changes += ["model.parts.num_query_tokens=4"] if "vision" in model["parts"] else []
+        # The tokenizer of the shapes world has no newline.
+        changes += ["model.parts.end_token=null"] if "end_token" in model["parts"] else []
+    elif path.stem.startswith("blip2"):
+        changes.append(f"model.path={parts['second_stage' if 'caption' in path.stem else 'first_stage']}")
+    else:
+        changes.append(f"model.path={seq2seq_checkpoint if 't5' in path.stem else checkpoint}")
     if "mixture" in content["train"]:
         changes += [f"data.train.mixture.root={datasets}", "training.per_device_train_batch_size=32"]
     if "mixture" in (content.get("evaluation") or ()):
@@ -89,7 +106,12 @@ def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, datasets, tmp_p
     if run.trainer.saves_adapter:
         saved = load_adapter(result.output_dir).get_base_model()
     else:
-        saved = InstructBlipForConditionalGeneration.from_pretrained(result.output_dir)
+        saved = family_of(result.output_dir)[1].from_pretrained(result.output_dir)
+    assert type(saved) is type(run.trainer.model)
+    if recipe.model.image_size is not None:
+        assert saved.config.vision_config.image_size == recipe.model.image_size
+    if path.stem.startswith("blip2"):
+        return
     assert saved.config.qformer_config.use_qformer_text_input is recipe.model.qformer_instruction
 
 

@@ -24,8 +24,9 @@ def run_features(
 
     with user_errors():
         checked = load_recipe(recipe, changes)
-        if not Path(checked.model.path).is_dir():
-            reach_hub(checked.model.path)
+        for source in checked.model.sources:
+            if not Path(source).is_dir():
+                reach_hub(source)
 
         from ..training.image_features.precompute import FeatureRun
 

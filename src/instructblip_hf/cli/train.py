@@ -78,8 +78,9 @@ def run_train(
         for name in tasks:
             eval_task(name)
 
-        if not Path(checked.model.path).is_dir():
-            reach_hub(checked.model.path)
+        for source in checked.model.sources:
+            if not Path(source).is_dir():
+                reach_hub(source)
 
         from ..training.run import prepare_run
 

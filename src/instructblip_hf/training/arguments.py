@@ -227,14 +227,92 @@ class EvaluationArguments:
 
 
 @dataclass(frozen=True)
+class PartsArguments:
+    """What a stage of training begins with, where it is not a whole model.
+
+    Each part is a folder (relative to the recipe) or a Hub id, and which are given says what is made of them:
+    ``vision`` and ``bert`` begin BLIP-2's first stage, ``first_stage`` and ``text`` its second, ``first_stage`` and
+    ``second_stage`` instruction tuning, or finetuning with the question in the Q-Former.
+
+    Args:
+        vision (`str`, *optional*): A vision tower, or a model that has one.
+        bert (`str`, *optional*): A BERT with its language-model head and its tokenizer.
+        first_stage (`str`, *optional*): A model of BLIP-2's first stage.
+        second_stage (`str`, *optional*): A model of its second stage.
+        text (`str`, *optional*): A language model with its tokenizer.
+        num_query_tokens (`int`, *optional*, defaults to 32): Queries of a first stage.
+        end_token (`str`, *optional*):
+            What ends captions in a second stage, one token of the language model; its end token by default.
+
+    Raises:
+        ValueError: For another choice of parts, or an option that does not belong to it.
+    """
+
+    vision: str | None = field(default=None, metadata={"help": "A vision tower, or a model that has one."})
+    bert: str | None = field(default=None, metadata={"help": "A BERT with its head and tokenizer."})
+    first_stage: str | None = field(default=None, metadata={"help": "A model of BLIP-2's first stage."})
+    second_stage: str | None = field(default=None, metadata={"help": "A model of BLIP-2's second stage."})
+    text: str | None = field(default=None, metadata={"help": "A language model with its tokenizer."})
+    num_query_tokens: int = field(default=32, metadata={"help": "Queries of a first stage."})
+    end_token: str | None = field(default=None, metadata={"help": "What ends captions in a second stage."})
+
+    def __post_init__(self) -> None:
+        if self.names not in PART_CHOICES:
+            allowed = ", ".join(" with ".join(choice) for choice in PART_CHOICES)
+            raise ValueError(f"parts are {', '.join(self.names) or 'none'}; allowed are: {allowed}")
+        if self.num_query_tokens < 1:
+            raise ValueError(f"num_query_tokens is {self.num_query_tokens}; it must be at least 1")
+        if self.end_token is not None and "text" not in self.names:
+            raise ValueError("end_token is given without text: it is a token of the language model")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts that are given."""
+        return tuple(name for name in PART_NAMES if getattr(self, name) is not None)
+
+
+PART_NAMES = ("vision", "bert", "first_stage", "second_stage", "text")
+PART_CHOICES = (("vision", "bert"), ("first_stage", "text"), ("first_stage", "second_stage"))
+
+
+@dataclass(frozen=True)
+class FirstStageArguments:
+    """What BLIP-2's first stage computes, see `instructblip_hf.models.blip_2.PreTrainingOptions`.
+
+    Args:
+        objectives (`list[str]`, *optional*): Some of ``itc``, ``itm`` and ``itg``; all by default.
+        label_smoothing (`float`, *optional*, defaults to 0.1): Of ITC and ITG.
+        gather_with_gradient (`bool`, *optional*, defaults to `True`):
+            `False` compares with the rows of other processes as constants, as LAVIS does.
+        same_image_targets (`bool`, *optional*, defaults to `False`):
+            Whether captions of the same image are right for all its rows, as in LAVIS's retrieval finetuning.
+    """
+
+    objectives: list[str] = field(
+        default_factory=lambda: ["itc", "itm", "itg"], metadata={"help": "Some of itc, itm and itg."}
+    )
+    label_smoothing: float = field(default=0.1, metadata={"help": "Of ITC and ITG."})
+    gather_with_gradient: bool = field(
+        default=True, metadata={"help": "Whether the rows of other processes have a gradient."}
+    )
+    same_image_targets: bool = field(
+        default=False, metadata={"help": "Whether captions of an image are right for all its rows."}
+    )
+
+
+@dataclass(frozen=True)
 class ModelArguments:
     """Where a recipe starts from.
 
     Args:
-        path (`str`):
+        path (`str`, *optional*):
             A folder (relative to the recipe), the name of a bundled checkpoint, or a Hub id.
+        parts (`dict[str, Any]`, *optional*): In place of a path, what the model is made of: see [`PartsArguments`].
+        image_size (`int`, *optional*):
+            Side of the images in pixels, where it is another than the model's; the vision tower's positions are
+            resampled once, when it is loaded.
         reinitialize (`list[str]`, *optional*): Components that get fresh weights after loading, by dotted name.
-        reinitialize_seed (`int`, *optional*, defaults to 0): Seed of those weights.
+        reinitialize_seed (`int`, *optional*, defaults to 0): Seed of those weights, and of what is new beside parts.
         dtype (`str`, *optional*, defaults to `"float32"`): One of `DTYPES`; weights are loaded in it.
         frozen_dtype (`str`, *optional*):
             ``"float32"``, ``"bfloat16"`` or ``"float16"``, for the weights that do not train; like `dtype` by default.
@@ -247,10 +325,12 @@ class ModelArguments:
             One of `QUANTIZATIONS`: the language model is loaded in 4 or 8 bits (QLoRA) and needs LoRA to train.
 
     Raises:
-        ValueError: If `path` is empty, or a component or dtype is unknown.
+        ValueError: If there is neither a path nor parts, or both, or a component or dtype is unknown.
     """
 
-    path: str = field(metadata={"help": "Folder, name of a bundled checkpoint, or Hub id."})
+    path: str | None = field(default=None, metadata={"help": "Folder, name of a bundled checkpoint, or Hub id."})
+    parts: dict[str, Any] | None = field(default=None, metadata={"help": "What the model is made of."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the images in pixels."})
     reinitialize: list[str] = field(
         default_factory=list, metadata={"help": "Components that get fresh weights after loading."}
     )
@@ -268,8 +348,18 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise ValueError("path is empty; give a folder, a bundled checkpoint's name or a Hub id")
+        if self.parts is None and not self.path:
+            raise ValueError("path is empty; give a folder, a bundled checkpoint's name or a Hub id, or parts")
+        if self.parts is not None:
+            if self.path:
+                raise ValueError("path and parts are both given; the one is a whole model, the other what makes one")
+            for name in ("quantization", "revision"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} belongs to path, and the model is made of parts")
+            if not self.qformer_instruction:
+                raise ValueError("qformer_instruction belongs to path, and the model is made of parts")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be at least 1")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; allowed are: {', '.join(DTYPES)}")
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
@@ -279,6 +369,14 @@ class ModelArguments:
         for name in self.reinitialize:
             if name.partition(".")[0] not in COMPONENTS:
                 raise ValueError(f"reinitialize names {name!r}; the components are: {', '.join(COMPONENTS)}")
+
+    @property
+    def sources(self) -> list[str]:
+        """Folders and Hub ids that the model is loaded from."""
+        if self.path:
+            return [self.path]
+        parts = PartsArguments(**(self.parts or {}))
+        return [getattr(parts, name) for name in parts.names]
 
 
 @dataclass(frozen=True)

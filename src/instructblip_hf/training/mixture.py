@@ -42,6 +42,8 @@ class MixtureArguments:
             length; 0 for as they come.
         form (`str`, *optional*, defaults to `"instruction"`): One of `instructblip_hf.data.templates.FORMS`.
         without (`list[str]`, *optional*): Slots that prompts leave out, such as ``lecture``.
+        wording (`str`, *optional*): One template for all rows, such as ``"Question: {question} Answer:"``.
+        qformer_wording (`str`, *optional*): What the Q-Former reads, by default the prompt; a template as well.
         draws (`int`, *optional*): Rows of the whole, for evaluation data alone; training draws what its steps need.
 
     Raises:
@@ -55,8 +57,10 @@ class MixtureArguments:
     draws_per_choice: int = field(default=1, metadata={"help": "Draws in a row from the same dataset."})
     group_by_image: int = field(default=1, metadata={"help": "Draws in a row of the same image."})
     group_by_length: int = field(default=0, metadata={"help": "Steps whose rows are dealt out by length."})
-    form: str = field(default="instruction", metadata={"help": "instruction, plain or identifier."})
+    form: str = field(default="instruction", metadata={"help": "instruction, plain, identifier or prefix."})
     without: list[str] = field(default_factory=list, metadata={"help": "Slots that prompts leave out."})
+    wording: str | None = field(default=None, metadata={"help": "One template for all rows."})
+    qformer_wording: str | None = field(default=None, metadata={"help": "What the Q-Former reads; a template."})
     draws: int | None = field(default=None, metadata={"help": "Rows in all, for evaluation data alone."})
 
     def __post_init__(self) -> None:
@@ -73,7 +77,13 @@ class MixtureArguments:
         """How the rows are worded."""
         from ..data.templates import Instructions
 
-        return Instructions(form=self.form, seed=self.seed, without=tuple(self.without))
+        return Instructions(
+            form=self.form,
+            seed=self.seed,
+            without=tuple(self.without),
+            wording=self.wording,
+            qformer_wording=self.qformer_wording,
+        )
 
     def parts(self) -> dict[str, PartArguments]:
         """The datasets, once `resolve_mixture` found nothing wrong with them."""

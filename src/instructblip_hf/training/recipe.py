@@ -1,7 +1,7 @@
 """Recipes: one YAML file a training run, read and checked as a whole before anything heavy starts.
 
-A recipe has the sections ``model``, ``freezing``, ``optimization``, ``data``, ``evaluation`` and ``training``; the last one
-takes the fields of `transformers.TrainingArguments`. Files that a recipe names are relative to the recipe;
+A recipe has the sections ``model``, ``first_stage``, ``freezing``, ``optimization``, ``data``, ``evaluation`` and
+``training``; the last one takes the fields of `transformers.TrainingArguments`. Files that a recipe names are relative to the recipe;
 ``training.output_dir`` is relative to where the command runs. `load_recipe` reports everything that is wrong at once.
 Reading the file, and the recipe that it may extend, is in `recipe_file`.
 """
@@ -19,9 +19,11 @@ from .arguments import (
     FREEZING_PRESETS,
     DataArguments,
     EvaluationArguments,
+    FirstStageArguments,
     FreezingPolicy,
     ModelArguments,
     OptimizationArguments,
+    PartsArguments,
     adapter_problems,
 )
 from .mixture import resolve_mixture
@@ -60,6 +62,7 @@ class Recipe:
         training (`dict[str, Any]`): Arguments for `transformers.TrainingArguments`.
         optimization (`OptimizationArguments`): Learning rates that differ from ``training.learning_rate``.
         evaluation (`EvaluationArguments`, *optional*): Tasks of the protocol to run at every evaluation.
+        first_stage (`FirstStageArguments`, *optional*): What BLIP-2's first stage computes; its defaults if `None`.
     """
 
     path: Path
@@ -69,6 +72,7 @@ class Recipe:
     training: dict[str, Any]
     optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
     evaluation: EvaluationArguments | None = None
+    first_stage: FirstStageArguments | None = None
 
     @property
     def output_dir(self) -> Path:
@@ -78,6 +82,8 @@ class Recipe:
     @property
     def base_model(self) -> str | None:
         """Name of the model that training starts from, if others know it: a Hub id or a bundled checkpoint's."""
+        if self.model.path is None:
+            return None
         path = Path(self.model.path)
         if not path.is_dir():
             return self.model.path
@@ -117,10 +123,17 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     freezing_section = content.get("freezing", {})
     if isinstance(freezing_section, str):
         freezing_section = {"preset": freezing_section}
-    model, found = build(ModelArguments, model_section, "model")
+    if isinstance(model_section, dict) and not {"path", "parts"} & model_section.keys():
+        model, found = None, ["model.path: missing; or model.parts, what the model is made of"]
+    else:
+        model, found = build(ModelArguments, model_section, "model")
     problems += found
     model_path, found = _resolve_model(written.get("model"), path.parent)
     problems += found
+    first_stage = None
+    if "first_stage" in content:
+        first_stage, found = build(FirstStageArguments, content["first_stage"], "first_stage")
+        problems += found
     freezing, found = build(FreezingPolicy, freezing_section, "freezing")
     problems += found
     optimization, found = build(OptimizationArguments, content.get("optimization", {}), "optimization")
@@ -147,7 +160,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     if problems:
         raise RecipeError(path.name, problems)
     data = replace(data, **plain(data_paths))
-    return Recipe(path, replace(model, **model_path), freezing, data, training, optimization, evaluation)
+    model = replace(model, **model_path)
+    return Recipe(path, model, freezing, data, training, optimization, evaluation, first_stage)
 
 
 def _check_tower(freezing: FreezingPolicy) -> list[str]:
@@ -231,8 +245,11 @@ def _one_line(error: Exception) -> str:
     return re.sub(r"\s+", " ", str(error)).strip()
 
 
-def _resolve_model(section: Any, base: Path) -> tuple[dict[str, str], list[str]]:
-    """The model's path as it is to be loaded, and what is wrong with it. Wrong types are another's to report."""
+def _resolve_model(section: Any, base: Path) -> tuple[dict[str, Any], list[str]]:
+    """The model's path or parts as they are to be loaded, and what is wrong with them. Wrong types are another's to
+    report."""
+    if isinstance(section, dict) and isinstance(section.get("parts"), dict):
+        return _resolve_parts(section["parts"], base)
     name = section.get("path") if isinstance(section, dict) else None
     if not isinstance(name, str) or not name:
         return {}, []
@@ -249,6 +266,24 @@ def _resolve_model(section: Any, base: Path) -> tuple[dict[str, str], list[str]]
         return {}, []
     bundled = ", ".join(BUNDLED_CHECKPOINTS)
     return {}, [f"model.path: there is no folder {folder}, nor a bundled checkpoint {name!r} ({bundled})"]
+
+
+def _resolve_parts(section: dict[str, Any], base: Path) -> tuple[dict[str, Any], list[str]]:
+    parts, problems = build(PartsArguments, plain(section), "model.parts")
+    if parts is None:
+        return {}, problems
+    resolved = plain(section)
+    for name in parts.names:
+        value = section[name]
+        folder = folder_of(value, base) / Path(value).expanduser()
+        if folder.is_dir():
+            resolved[name] = str(folder.resolve())
+        elif value in BUNDLED_CHECKPOINTS:
+            resolved[name] = str(bundled_checkpoint(value))
+        # Old Hub ids, like BERT's, have no owner.
+        elif not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", value):
+            problems.append(f"model.parts.{name}: there is no folder {folder}, and {value!r} is no Hub id")
+    return {"parts": resolved}, problems
 
 
 def _is_mixture(source: Any) -> bool:

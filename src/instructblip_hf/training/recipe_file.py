@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 
-SECTIONS = ("model", "freezing", "optimization", "data", "evaluation", "training")
+SECTIONS = ("model", "first_stage", "freezing", "optimization", "data", "evaluation", "training")
 EXTENDS = "extends"
 SHIPPED_RECIPES = Path(__file__).parents[1] / "recipes"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from ..data.collators import VisionLanguageCollator
+from ..data.collators import ImageTextCollator, VisionLanguageCollator
 from ..data.jsonl import RowFileDataset
 from ..data.mixture import MixtureDataset
 from ..data.mixture_report import markdown_table, mixture_table
 from ..data.procedural import ShapesWorldDataset
 from ..data.streaming import StreamMixture
+from ..models.blip_2 import Blip2ForConditionalGeneration, Blip2ForPreTraining, Blip2Processor, PreTrainingOptions
 from ..models.families import family_of
 from ..models.instructblip import load_without_instruction
+from ..models.vision_towers.resizing import resize_images
 from . import checkpoints
 from .adapters import check_base_is_unchanged
-from .arguments import DataArguments, ModelArguments, ShapesWorldArguments
+from .arguments import DataArguments, FirstStageArguments, ModelArguments, PartsArguments, ShapesWorldArguments
+from .composition import compose
+from .image_features import ImageFeatures
 from .image_features.recipes import open_image_features, open_images_with
 from .initialization import reinitialize
 from .mixture import MixtureArguments, check_same_mixture, open_mixture
@@ -31,6 +36,9 @@ from .quantization import keep_weights_as_loaded, quantization_config
 from .recipe import Recipe
 from .sharding import whole_weights
 from .trainer import VisionLanguageTrainer, draws_per_step, mixture_fingerprint
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -163,14 +171,7 @@ def prepare_run(
         processing_class=processor,
         freezing=recipe.freezing,
         optimization=recipe.optimization,
-        data_collator=VisionLanguageCollator(
-            processor,
-            is_encoder_decoder=model.config.is_encoder_decoder,
-            max_prompt_length=recipe.data.max_prompt_length,
-            max_completion_length=recipe.data.max_completion_length,
-            share_images=args.n_gpu <= 1,
-            image_inputs=features.reader if features is not None else None,
-        ),
+        data_collator=_collator_of(recipe, model, processor, args, features),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         callbacks=list(callbacks),
@@ -181,6 +182,36 @@ def prepare_run(
         check_base_is_unchanged(model, recipe.model.reinitialize)
     return RecipeRun(
         recipe, trainer, draws if isinstance(train_dataset, StreamMixture) else len(train_dataset), folder, checkpoint
+    )
+
+
+def _collator_of(
+    recipe: Recipe, model: Any, processor: Any, args: TrainingArguments, features: ImageFeatures | None
+) -> ImageTextCollator | VisionLanguageCollator:
+    image_inputs = features.reader if features is not None else None
+    if isinstance(model, Blip2ForPreTraining):
+        first_stage = recipe.first_stage or FirstStageArguments()
+        model.options = PreTrainingOptions(
+            tuple(first_stage.objectives), first_stage.label_smoothing, first_stage.gather_with_gradient
+        )
+        return ImageTextCollator(
+            processor,
+            max_length=recipe.data.max_completion_length or ImageTextCollator.max_length,
+            same_image_targets=first_stage.same_image_targets,
+            image_inputs=image_inputs,
+        )
+    if recipe.first_stage is not None:
+        raise ValueError(
+            f"the recipe has a section first_stage, and the model is a {type(model).__name__}: it is for "
+            "Blip2ForPreTraining"
+        )
+    return VisionLanguageCollator(
+        processor,
+        is_encoder_decoder=model.config.is_encoder_decoder,
+        max_prompt_length=recipe.data.max_prompt_length,
+        max_completion_length=recipe.data.max_completion_length,
+        share_images=args.n_gpu <= 1,
+        image_inputs=image_inputs,
     )
 
 
@@ -215,14 +246,31 @@ def load_model(arguments: ModelArguments, compute_dtype: torch.dtype = torch.flo
         OSError: If there is no such checkpoint.
         ValueError: If the checkpoint has missing or unexpected weights, or lacks a component to reinitialize.
     """
+    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    if arguments.parts is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(arguments.reinitialize_seed)
+            model, processor = compose(PartsArguments(**arguments.parts), dtype)
+        if arguments.attn_implementation is not None:
+            model.set_attn_implementation(arguments.attn_implementation)
+    else:
+        model, processor = _load_whole(arguments, dtype, compute_dtype)
+    if arguments.image_size is not None:
+        resize_images(model, arguments.image_size, processor)
+    keep_weights_as_loaded(model)
+    if arguments.reinitialize:
+        reinitialize(model, arguments.reinitialize, seed=arguments.reinitialize_seed)
+    return model, processor
+
+
+def _load_whole(arguments: ModelArguments, dtype: Any, compute_dtype: torch.dtype) -> tuple[Any, Any]:
     options: dict[str, Any] = {}
     if arguments.revision is not None:
         options["revision"] = arguments.revision
-    family, model_class = family_of(arguments.path, **options)
+    family, model_class = family_of(str(arguments.path), **options)
     processor = family.processor_class.from_pretrained(arguments.path, **options)
     if arguments.attn_implementation is not None:
         options["attn_implementation"] = arguments.attn_implementation
-    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     if arguments.quantization is not None:
         options["quantization_config"] = quantization_config(arguments.quantization, compute_dtype)
     load: Any = model_class.from_pretrained
@@ -234,9 +282,12 @@ def load_model(arguments: ModelArguments, compute_dtype: torch.dtype = torch.flo
             )
         load = load_without_instruction
     model = load(arguments.path, dtype=dtype, **options)
-    keep_weights_as_loaded(model)
-    if arguments.reinitialize:
-        reinitialize(model, arguments.reinitialize, seed=arguments.reinitialize_seed)
+    if isinstance(processor, Blip2Processor) and isinstance(model, Blip2ForConditionalGeneration):
+        stops_at = model.generation_config.eos_token_id
+        if isinstance(stops_at, int) and stops_at != processor.end_token_id:
+            # Published models with OPT stop at a newline, which their processors do not say.
+            processor.end_token = processor.tokenizer.decode([stops_at])
+            logger.info("answers end with %r, which the model's generation stops at", processor.end_token)
     return model, processor
 
 

@@ -1,6 +1,6 @@
 """Instruction templates: the wording that turns an example into a prompt and its completion."""
 
-from .instructions import FORMS, InstructionDataset, Instructions
+from .instructions import FORMS, InstructionDataset, Instructions, split_caption
 from .loading import TaskTemplates, TemplateError, load_templates
 from .wording import Template, slot_texts
 
@@ -13,5 +13,6 @@ __all__ = [
     "Template",
     "TemplateError",
     "load_templates",
+    "split_caption",
     "slot_texts",
 ]

@@ -20,12 +20,13 @@ from ..answers import CHOICES, choose_answer, draw_index
 from ..image_groups import peek
 from ..schema import SLOTS, Example
 from .loading import TaskTemplates, load_templates
-from .wording import SLOT_NAMES, slot_texts
+from .wording import SLOT_NAMES, Template, slot_texts
 
 
-FORMS = ("instruction", "plain", "identifier")
+FORMS = ("instruction", "plain", "identifier", "prefix")
 """A template's wording; the paper's multitask ablation (section 3.4) without instructions, or with
-``[Task:Dataset]`` in front instead of them."""
+``[Task:Dataset]`` in front instead of them; or for captions their own first words, which BLIP-2's second stage gives to a
+sequence-to-sequence language model (arXiv 2301.12597, section 3.3)."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,11 @@ class Instructions:
             ``("options",)`` to ask multiple-choice questions openly.
         max_ocr_tokens (`int`, *optional*, defaults to 30): OCR tokens in a prompt.
         templates (`Mapping[str, TaskTemplates]`, *optional*): Of `load_templates`; the shipped ones by default.
+        wording (`str`, *optional*): One [`Template`] for all rows in place of the templates; with form `"instruction"`.
+        qformer_wording (`str`, *optional*): What the Q-Former reads, by default the prompt; a [`Template`] as well.
 
     Raises:
-        ValueError: For another form, answer choice or slot.
+        ValueError: For another form, answer choice or slot, or a wording that is no template or has another form.
     """
 
     form: str = "instruction"
@@ -52,8 +55,17 @@ class Instructions:
     without: tuple[str, ...] = ()
     max_ocr_tokens: int = 30
     templates: Mapping[str, TaskTemplates] | None = None
+    wording: str | None = None
+    qformer_wording: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("wording", "qformer_wording"):
+            try:
+                Template(getattr(self, name) or "")
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        if self.wording is not None and self.form != "instruction":
+            raise ValueError(f"wording is given, and form is {self.form!r}; it takes the place of instructions")
         if self.form not in FORMS:
             raise ValueError(f"form is {self.form!r}; allowed are {', '.join(FORMS)}")
         if self.answer_choice not in CHOICES:
@@ -83,15 +95,20 @@ class Instructions:
             if SLOTS[example["category"]].target == "messages":
                 return {**content, "messages": self._messages(example)}
             prompt, completion = self._prompt_and_completion(example, row, epoch)
+            if self.qformer_wording is not None:
+                content["qformer_text"] = _render(self.qformer_wording, "qformer_wording", self._texts(example))
         except ValueError as error:
             raise ValueError(f"{example['dataset']} {example['id']}: {error}") from error
         return {**content, "prompt": prompt, "completion": completion}
 
+    def _texts(self, example: Example) -> dict[str, str]:
+        texts = slot_texts(example, self.max_ocr_tokens)
+        return {slot: text for slot, text in texts.items() if slot not in self.without}
+
     def _prompt_and_completion(self, example: Example, row: int, epoch: int) -> tuple[str, str]:
         category, dataset = example["category"], example["dataset"]
         task = self._task(category)
-        texts = slot_texts(example, self.max_ocr_tokens)
-        texts = {slot: text for slot, text in texts.items() if slot not in self.without}
+        texts = self._texts(example)
         with_options = (
             "options" in texts and "options" in task.plain.optional and self._asks_with_options(example, row, epoch)
         )
@@ -104,6 +121,12 @@ class Instructions:
         completion = answer
         if SLOTS[category].target == "question":
             texts["answer"], completion = answer, example["question"]
+        if self.form == "prefix":
+            if SLOTS[category].required or SLOTS[category].target != "answers":
+                raise ValueError(f"form prefix is for captions, which {category} has none of")
+            return split_caption(completion, self.seed, epoch, row)
+        if self.wording is not None:
+            return _render(self.wording, "wording", texts), completion
         if self.form != "instruction":
             prompt = task.plain.render(texts)
             if self.form == "identifier":
@@ -143,6 +166,34 @@ class Instructions:
         if category not in templates:
             raise ValueError(f"there are no templates for {category}; they are for {', '.join(templates)}")
         return templates[category]
+
+
+def split_caption(caption: str, seed: int, epoch: int, row: int) -> tuple[str, str]:
+    """The first words of a caption and the rest, split at a random word from the first one to the middle.
+
+    The rule is that of BLIP-2's authors (LAVIS issue 139), whose code does not have it. Which word depends on seed,
+    epoch and row alone.
+
+    Args:
+        caption (`str`): A caption; one of a single word has no first part.
+        seed (`int`): Seed of the run.
+        epoch (`int`): Epoch of the row's dataset.
+        row (`int`): Index of the row in its dataset.
+    """
+    words = caption.split()
+    if len(words) < 2:
+        return "", caption.strip()
+    first = 1 + draw_index(len(words) // 2, seed, epoch, row, "prefix")
+    return " ".join(words[:first]), " ".join(words[first:])
+
+
+def _render(wording: str, name: str, texts: Mapping[str, str]) -> str:
+    try:
+        return Template(wording).render(texts)
+    except KeyError as error:
+        raise ValueError(
+            f"{name} needs {error}, and the example has content for {', '.join(texts) or 'none'}"
+        ) from error
 
 
 @lru_cache(maxsize=1)
@@ -200,4 +251,4 @@ class InstructionDataset:
         return worded
 
 
-__all__ = ["FORMS", "InstructionDataset", "Instructions"]
+__all__ = ["FORMS", "InstructionDataset", "Instructions", "split_caption"]

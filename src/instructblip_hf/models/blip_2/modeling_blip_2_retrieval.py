@@ -196,7 +196,9 @@ class Blip2ForImageTextRetrieval(StrictLoadingMixin, PreTrainedModel):
         if source is not None:
             model._start_from_bert(source)
         if processor is not None:
-            model.resize_token_embeddings(max(len(processor.tokenizer), config.qformer_config.vocab_size))
+            # New rows are drawn as all new weights are.
+            rows = max(len(processor.tokenizer), config.qformer_config.vocab_size)
+            model.resize_token_embeddings(rows, mean_resizing=False)
         return model.eval()
 
     def _start_from_bert(self, bert: PreTrainedModel) -> None:

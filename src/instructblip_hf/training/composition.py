@@ -1,0 +1,92 @@
+"""The model and the processor that a stage of training begins with, out of the parts that a recipe names."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoTokenizer, BlipImageProcessorPil
+
+from ..models.blip_2 import Blip2ForPreTraining, Blip2Processor
+from ..models.composition import load_vision_tower
+from ..models.instructblip import InstructBlipProcessor
+from ..models.stages import start_instruction_tuning, start_second_stage
+from .arguments import PartsArguments
+
+
+logger = logging.getLogger(__name__)
+
+DECODER_TOKEN = "[DEC]"
+"""BOS token of the Q-Former's tokenizer, which begins captions that are to be generated (LAVIS `blip2.py`)."""
+
+PAD_TOKEN = "[PAD]"
+"""Given to language models without a padding token, LLaMA's for instance, as LAVIS does."""
+
+
+def compose(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
+    """Model and processor of the parts; what was taken from where is logged.
+
+    Args:
+        parts (`PartsArguments`): Checked.
+        dtype (`torch.dtype` or `str`): Of the weights.
+
+    Returns:
+        `tuple`: Model, in evaluation mode, and processor.
+
+    Raises:
+        OSError: If there is no such part.
+        KeyError, ValueError: If a part lacks weights, or parts do not fit together.
+    """
+    if parts.names == ("vision", "bert"):
+        return _first_stage(parts, dtype)
+    model: Any
+    first_processor: Any = Blip2Processor.from_pretrained(str(parts.first_stage))
+    if parts.text is not None:
+        processor: Any = Blip2Processor(
+            first_processor.image_processor,
+            _tokenizer_of(parts.text),
+            num_query_tokens=first_processor.num_query_tokens,
+            end_token=parts.end_token,
+        )
+        model, report = start_second_stage(
+            parts.first_stage, parts.text, processor, text_kwargs={"dtype": dtype} if dtype is not None else None
+        )
+    else:
+        second: Any = Blip2Processor.from_pretrained(str(parts.second_stage))
+        processor = InstructBlipProcessor(
+            second.image_processor,
+            second.tokenizer,
+            first_processor.tokenizer,
+            num_query_tokens=second.num_query_tokens or first_processor.num_query_tokens,
+        )
+        model, report = start_instruction_tuning(parts.second_stage, parts.first_stage, processor)
+    logger.info("%s begins with:\n%s", type(model).__name__, report)
+    return model.to(dtype) if dtype != "auto" else model, processor
+
+
+def _first_stage(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(parts.bert)
+    if tokenizer.bos_token is None:
+        tokenizer.add_special_tokens({"bos_token": DECODER_TOKEN})
+    vision: Any = load_vision_tower(str(parts.vision), dtype=dtype)
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(parts.vision)
+    except OSError:
+        size = vision.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        image_processor = BlipImageProcessorPil(size={"height": height, "width": width})
+    processor = Blip2Processor(image_processor, tokenizer, num_query_tokens=parts.num_query_tokens)
+    model = Blip2ForPreTraining.from_vision_bert_pretrained(
+        vision, parts.bert, num_query_tokens=parts.num_query_tokens, processor=processor
+    )
+    return model.to(dtype) if dtype != "auto" else model, processor
+
+
+def _tokenizer_of(text: str) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(text)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    return tokenizer
+
+
+__all__ = ["DECODER_TOKEN", "PAD_TOKEN", "compose"]
