@@ -123,8 +123,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     freezing_section = content.get("freezing", {})
     if isinstance(freezing_section, str):
         freezing_section = {"preset": freezing_section}
+    model: Any = None
     if isinstance(model_section, dict) and not {"path", "parts"} & model_section.keys():
-        model, found = None, ["model.path: missing; or model.parts, what the model is made of"]
+        found = ["model.path: missing; or model.parts, what the model is made of"]
     else:
         model, found = build(ModelArguments, model_section, "model")
     problems += found
