@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import runpy
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import instructblip_hf
 import lavis_files as lavis
+import tiny_stock_models
 from instructblip_hf import bundled_checkpoint
 from instructblip_hf.conversion import ConversionError, ToFolder, ToLavis, convert_to_folder, convert_to_lavis
+from tiny_models import stock_model
 
 
 def weights(folder):
@@ -90,6 +95,25 @@ def test_a_configuration_that_is_handed_in(cases, tmp_path):
         convert_to_folder(case.sources, tmp_path / "other", ToFolder(**{**options, "config": other.folder}))
 
 
+def test_without_instruction_in_the_qformer(cases, tmp_path):
+    """LAVIS's `qformer_text_input=False` has the tensors of a second stage, and is asked for by its name."""
+    case = cases("stage-2-vicuna")
+    options = {**case.options, "kind": "instructblip-without-text"}
+    convert_to_folder(case.sources, tmp_path / "folder", ToFolder(**options))
+    model = instructblip_hf.InstructBlipForConditionalGeneration.from_pretrained(tmp_path / "folder")
+    assert model.config.qformer_config.use_qformer_text_input is False
+    convert_to_lavis(tmp_path / "folder", tmp_path / "back.pth", ToLavis(trimmed=True))
+    changed = lavis.same_bits(lavis.load(case.checkpoint), lavis.load(tmp_path / "back.pth"))
+    assert changed == {"Qformer.bert.embeddings.position_ids"}
+    convert_to_lavis(cases("instructblip-vicuna").folder, tmp_path / "with.pth")
+    with_text = ToFolder(kind="instructblip-without-text")
+    report = convert_to_folder([tmp_path / "with.pth"], tmp_path / "without", with_text)
+    reasons = [row["how"] for row in report.rows if row["to"] is None]
+    assert reasons.count("left out: the Q-Former of instructblip-without-text reads no text") == 2 + 4 * 6
+    with pytest.raises(ConversionError, match="of the file is of type instructblip; blip-2 is of type blip-2"):
+        convert_to_folder([tmp_path / "with.pth"], tmp_path / "other", ToFolder(kind="blip-2"))
+
+
 def test_a_trained_tower_with_a_key_bias(tmp_path):
     """The bundled model, whose vision tower was trained: there and back it is the same folder."""
     with pytest.raises(ConversionError, match="attention is the same without it, and drop_key_bias leaves it out"):
@@ -119,3 +143,32 @@ def test_a_processor_for_another_number_of_queries(cases, tmp_path):
         convert_to_folder(case.sources, tmp_path / "folder", ToFolder(**options))
     with pytest.raises(ConversionError, match="give either a processor or tokenizers"):
         convert_to_folder(case.sources, tmp_path / "folder", ToFolder(**options, tokenizer=bundled_checkpoint()))
+
+
+def stock_first_stage():
+    qformer = {**tiny_stock_models.QFORMER, "use_qformer_text_input": True}
+    config = transformers.Blip2Config(vision_config=tiny_stock_models.VISION, qformer_config=qformer)
+    return transformers.Blip2ForImageTextRetrieval(config)
+
+
+@pytest.mark.parametrize("make", [stock_model, tiny_stock_models.blip2, stock_first_stage])
+def test_what_stock_transformers_saved(make, tmp_path):
+    model = make()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("qkv.bias"):
+                parameter.normal_()
+                parameter.view(3, -1)[1] = 0
+    model.save_pretrained(tmp_path / "stock")
+    convert_to_lavis(tmp_path / "stock", tmp_path / "lavis.pth")
+    convert_to_folder([tmp_path / "lavis.pth"], tmp_path / "back")
+    assert lavis.same_bits(weights(tmp_path / "stock"), weights(tmp_path / "back")) == set()
+    _, info = type(model).from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not info["missing_keys"], info
+    assert not info["unexpected_keys"], info
+
+
+def test_the_example(capsys):
+    example = Path(__file__).parents[2] / "examples" / "lavis_checkpoints.py"
+    runpy.run_path(str(example))["main"]()
+    assert "what color is the circle?  before: blue  after: blue" in capsys.readouterr().out

@@ -277,10 +277,10 @@ def _config(kind: Kind, lavis: LavisWeights, options: ToFolder, report: Conversi
     """Configuration of the target, by the first that is there: a given folder's, the file's own, what tensors tell."""
     if options.config is not None:
         report.notes.append(f"the configuration is that of {options.config}")
-        return kind.config().from_pretrained(options.config)
+        return _given_config(kind, json.loads((options.config / CONFIG_NAME).read_text()), str(options.config))
     if "config" in lavis.own:
         report.notes.append("the configuration is the one that was written beside LAVIS's weights")
-        return kind.config().from_dict(json.loads(lavis.own["config"]))
+        return _given_config(kind, json.loads(lavis.own["config"]), "the file")
     arguments = read_geometry(lavis.tensors, kind, options.heads)
     report.notes.append(
         f"attention heads are not in the files: {options.heads.vision} of the vision tower, {options.heads.qformer} of "
@@ -304,6 +304,17 @@ def _config(kind: Kind, lavis: LavisWeights, options: ToFolder, report: Conversi
     return kind.config()(**arguments)
 
 
+def _given_config(kind: Kind, values: dict[str, Any], where: str) -> Any:
+    wanted = kind.config().model_type
+    if values.get("model_type") != wanted:
+        raise ConversionError(
+            [f"the configuration of {where} is of type {values.get('model_type')}; {kind.name} is of type {wanted}"]
+        )
+    config = kind.config().from_dict(values)
+    config.qformer_config.use_qformer_text_input = kind.qformer_text != "none"
+    return config
+
+
 def _set_vocabulary(
     config: Any,
     assigned: Mapping[str, tuple[StoredTensor, ...]],
@@ -325,15 +336,20 @@ def _set_vocabulary(
                 [f"image_token_id is {image_token}, the tokenizer's is {processor.image_token_id}: give one of them"]
             )
         image_token = processor.image_token_id
+    is_given = "config" in lavis.own or options.config is not None
     if image_token is None:
         image_token = config.image_token_index
-    if image_token is None:
+    if image_token is None and not is_given:
         image_token = rows
-    needed = max(rows, image_token + 1, len(processor.tokenizer) if processor is not None else 0)
-    if "config" in lavis.own or options.config is not None:
-        needed = max(needed, config.text_config.vocab_size)
+    needed = max(
+        rows,
+        0 if image_token is None else image_token + 1,
+        len(processor.tokenizer) if processor is not None else 0,
+        config.text_config.vocab_size if is_given else 0,
+    )
+    placeholder = "no token" if image_token is None else f"token {image_token}"
     report.notes.append(
-        f"the image placeholder is token {image_token}; the language model's files have {rows} rows, the folder {needed}"
+        f"the image placeholder is {placeholder}; the language model's files have {rows} rows, the folder {needed}"
     )
     config.image_token_index = image_token
     config.text_config.vocab_size = needed
