@@ -139,6 +139,18 @@ def test_a_run_that_is_killed_goes_on_where_it_was(encoder, photos, tmp_path, sm
     check_equals_a_fresh_one(encoder, photos, folder, tmp_path)
 
 
+def test_half_a_line_is_cut_off_before_others_follow(encoder, photos, tmp_path, small_shards):
+    folder = tmp_path / "i"
+    build(encoder, photos, folder)
+    with (folder / "items.jsonl").open("a") as stream:
+        stream.write('{"name": "cut o')
+    # Two, so that shards are left as they are: putting them together writes all lines anew.
+    draw_image(photos / "new0.png", 50)
+    draw_image(photos / "new1.png", 51)
+    assert build(encoder, photos, folder).encoded == 2
+    check_equals_a_fresh_one(encoder, photos, folder, tmp_path)
+
+
 def test_whole_shards_of_a_killed_run_are_kept(encoder, photos, tmp_path, small_shards, monkeypatch):
     folder = tmp_path / "i"
     real = encoder.encode_images

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from instructblip_hf.retrieval import FeatureIndex, FeatureSearch, open_search
+from instructblip_hf.retrieval import FeatureIndex, FeatureSearch, Hit, open_search
+from instructblip_hf.retrieval.codes import QueryCodes
 from instructblip_hf.retrieval.index import Facts
 
 
@@ -73,8 +74,6 @@ def test_codes_alone_would_be_wrong_and_leave_few_to_score_again(tmp_path):
     candidates = search._candidates(query, 10).tolist()
     assert set(range(100, 120)) >= {int(name) for name, _ in expected}
     assert 10 <= len(candidates) < 60
-    from instructblip_hf.retrieval.codes import QueryCodes
-
     codes = torch.cat([QueryCodes(query).scores(*pair) for pair in search._codes])
     assert [f"{place:04d}" for place in codes.topk(10).indices.tolist()] != [name for name, _ in expected]
 
@@ -147,3 +146,28 @@ def test_other_backends_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"pip install 'instructblip-hf\[faiss\]'"):
         open_search(index, "faiss")
+
+
+def test_codes_that_are_off_by_all_they_can_be(tmp_path):
+    """One item's codes are too high and the other's too low by nearly the bound, and the other is the better one."""
+    high, low, query = torch.zeros(SIZE), torch.zeros(SIZE), torch.ones(SIZE)
+    high[0] = low[0] = 127  # a scale of 1: other numbers are rounded to whole ones
+    high[1:-1], low[1:-1] = 0.51, 0.49
+    low[-1] = 3
+    query[0] = 0
+    index = make_index(tmp_path / "index", torch.stack([high, low]).unsqueeze(1), stored_in="float32")
+    search = FeatureSearch(index)
+    scores = torch.cat([QueryCodes(query.unsqueeze(0)).scores(*pair) for pair in search._codes])
+    assert scores.tolist() == pytest.approx([22, 3], abs=0.01)
+    assert search.top(query, 1) == [Hit(("0001",), pytest.approx(22 * 0.49 + 3, rel=1e-6))]
+
+
+def test_faiss_goes_on_where_one_item_has_all_the_first_rows(tmp_path):
+    pytest.importorskip("faiss")
+    generator = torch.Generator().manual_seed(0)
+    features = unit(torch.randn(60, 40, SIZE, generator=generator))
+    query = unit(torch.randn(1, SIZE, generator=generator))
+    features[7:9] = unit(query + 0.01 * torch.randn(2, 40, SIZE, generator=generator))
+    search = open_search(make_index(tmp_path / "index", features), "faiss")
+    for k in (1, 2, 3, 9):
+        same(found(search, query, k), brute_force(features, query, k))

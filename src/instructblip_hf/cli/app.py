@@ -29,6 +29,9 @@ Model = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator if there is one by default.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default what fits the device.")]
+IndexDtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; by default what the index was made in.")
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 NumBeams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
 
@@ -238,7 +241,7 @@ def index(
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images beside this one.")] = 0,
     device: Device = None,
-    dtype: Dtype = None,
+    dtype: IndexDtype = None,
 ) -> None:
     """Store the features of a folder of images, or a list of texts, for search. Again, it computes what has changed."""
     from .index import run_index
@@ -266,7 +269,7 @@ def search(
     backend: Annotated[str, typer.Option(help="torch or faiss; both find the same.")] = "torch",
     model: Annotated[str | None, typer.Option("--model", "-m", help="The index's own by default.")] = None,
     device: Device = None,
-    dtype: Dtype = None,
+    dtype: IndexDtype = None,
 ) -> None:
     """Find images by text, or texts by image, in what index stored."""
     from .search import run_search

@@ -69,10 +69,10 @@ def load_encoder(folder: Path, model: str | None, device: str | None, dtype: str
         OSError: If there is no such model.
         ValueError: If it cannot compare images and texts.
     """
-    from ..retrieval.index import FACTS_FILE, FeatureIndex
+    from ..retrieval.index import FACTS_FILE, read_facts
 
     if (folder / FACTS_FILE).exists():
-        facts = FeatureIndex(folder).facts
+        facts = read_facts(folder)
         model, dtype = model or facts.model, dtype or facts.computed_in
     if model is None:
         fail(f"a new index needs --model: a folder or Hub id of a BLIP-2 for retrieval, like {RETRIEVAL_EXAMPLE}")

@@ -132,7 +132,7 @@ class FeatureIndex:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.facts = _read_facts(self.folder)
+        self.facts = read_facts(self.folder)
         self.items, self._whole_bytes, self._stale_lines = _read_items(self.folder / ITEMS_FILE)
 
     @classmethod
@@ -320,8 +320,14 @@ def _write_facts(folder: Path, facts: Facts) -> None:
     write_whole(folder / FACTS_FILE, json.dumps({"format": FORMAT, **asdict(facts)}, indent=2) + "\n")
 
 
-def _read_facts(folder: Path) -> Facts:
-    file = folder / FACTS_FILE
+def read_facts(folder: str | Path) -> Facts:
+    """What all features of an index share, without its items.
+
+    Raises:
+        FileNotFoundError: If there is no index.
+        ValueError: If it is of another format or damaged.
+    """
+    file = Path(folder) / FACTS_FILE
     if not file.is_file():
         raise FileNotFoundError(f"there is no index in {folder}: make one with instructblip index")
     try:
@@ -355,4 +361,4 @@ def _read_items(file: Path) -> tuple[dict[str, Item], int, int]:
     return items, whole, len(lines) - len(items)
 
 
-__all__ = ["KINDS", "SHARD_ITEMS", "STORED_IN", "Facts", "FeatureIndex", "Item", "Shard"]
+__all__ = ["KINDS", "SHARD_ITEMS", "STORED_IN", "Facts", "FeatureIndex", "Item", "Shard", "read_facts"]
