@@ -61,6 +61,18 @@ def test_vicuna(cases, bert, tmp_path):
     assert len(lavis.load(tmp_path / "less.pth")["llm_model.lm_head.weight"]) == tokens
 
 
+def test_the_tokenizer_counts_without_a_processor(cases, tmp_path):
+    """Without BERT's tokenizer there is no processor; ids are those that it will have once it is given."""
+    case = cases("instructblip-vicuna")
+    llm, tokens = language("llama", "llama", tmp_path)
+    report = convert_to_folder(case.sources, tmp_path / "folder", ToFolder(**{**case.options, "llm": llm}))
+    assert any("for it give a folder as qformer_tokenizer" in note for note in report.notes)
+    config = instructblip_hf.InstructBlipConfig.from_pretrained(tmp_path / "folder")
+    assert (config.image_token_index, config.text_config.vocab_size) == (tokens + 1, tokens + 2)
+    generation = json.loads((tmp_path / "folder" / "generation_config.json").read_text())
+    assert generation["pad_token_id"] == tokens
+
+
 def test_new_rows_are_the_mean_of_the_others(cases, tmp_path):
     case = cases("instructblip-vicuna")
     llm, tokens = language("llama", "llama", tmp_path)
@@ -133,4 +145,7 @@ def test_tokenizers_that_do_not_fit(cases, bert, tmp_path):
     larger.add_tokens(["one", "more", "than", "rows"])
     larger.save_pretrained(tmp_path / "larger")
     refused("larger has 124 tokens, the Q-Former embeddings for 121", qformer_tokenizer=tmp_path / "larger")
-    refused(f"image_token_id is 7, the tokenizer's is {tokens + 1}", qformer_tokenizer=bert, image_token_id=7)
+    message = f"several ids: image_token_id is 7, the tokenizer's is {tokens + 1}"
+    refused(message, qformer_tokenizer=bert, image_token_id=7)
+    message = f"several ids: the tokenizer's is {tokens + 1}, the configuration's is 99"
+    refused(message, qformer_tokenizer=bert, config=case.folder)

@@ -13,11 +13,12 @@ from instructblip_hf.conversion import (
     ConversionError,
     Heads,
     ToFolder,
+    ToLavis,
     convert_to_folder,
     convert_to_lavis,
 )
-from instructblip_hf.conversion import convert as act
-from instructblip_hf.conversion import plan as planning
+from instructblip_hf.conversion import plan_folder as planning
+from instructblip_hf.conversion import to_folder as act
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_a_missing_part_is_told_with_the_file_that_brings_it(vicuna, cases, tmp_
 
 
 def test_a_trimmed_file_of_ours_asks_for_its_language_model(vicuna, tmp_path):
-    convert_to_lavis(vicuna.folder, tmp_path / "trimmed.pth", act.ToLavis(trimmed=True))
+    convert_to_lavis(vicuna.folder, tmp_path / "trimmed.pth", ToLavis(trimmed=True))
     sources = [tmp_path / "trimmed.pth", vicuna.tower]
     refused(sources, tmp_path, "the language model is missing, 21 tensors: name its folder", vision_layers=2)
     convert_to_folder(sources, tmp_path / "back", ToFolder(llm=vicuna.options["llm"], vision_layers=2))
@@ -230,14 +231,14 @@ def test_exchanged_names_are_found_by_the_outputs(cases, tmp_path, monkeypatch, 
 
 def test_a_language_model_that_computes_something_else_is_found(cases, tmp_path, monkeypatch):
     case = cases("stage-2-t5")
-    own = act._config
+    own = act.model_config
 
     def other(*arguments):
         config = own(*arguments)
         config.text_config.dense_act_fn = "relu"
         return config
 
-    monkeypatch.setattr(act, "_config", other)
+    monkeypatch.setattr(act, "model_config", other)
     refused(case.sources, tmp_path, "language model's logits differ", **case.options)
 
 

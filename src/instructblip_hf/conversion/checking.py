@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from .stored_tensors import ConversionError, StoredTensor
 
 # Of the largest output: rounding in float32 through some fifty layers, by other kernels in another order.
 _TOLERANCE = 1e-4
-_PROBE_TOKENS = 8
+PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def compare_image_side(weights: Weights, with_vision: bool = True) -> list[Diffe
     ids = None
     if weights.kind.qformer_text != "none":
         top = config.qformer_config.vocab_size
-        length = min(_PROBE_TOKENS, config.qformer_config.max_position_embeddings)
+        length = min(PROBE_TOKENS, config.qformer_config.max_position_embeddings)
         ids = torch.randint(0, top, (1, length), generator=generator)
     lavis = LavisForward(
         weights.lavis,
@@ -101,15 +100,15 @@ def compare_image_side(weights: Weights, with_vision: bool = True) -> list[Diffe
             states = torch.randn(1, positions, config.vision_config.hidden_size, generator=generator)
             features = model.vision_model.post_layernorm(states)
         expected = lavis.image_features(states)
-        differences = [_difference("image features", features, expected)]
+        differences = [difference_of("image features", features, expected)]
         # Each part is compared on the same input: differences do not add up.
         expected_outputs = _lavis_outputs(weights, lavis, expected, ids)
         outputs = _our_outputs(weights.kind, model, expected, ids)
-        differences += [_difference(name, outputs[name], value) for name, value in expected_outputs.items()]
+        differences += [difference_of(name, outputs[name], value) for name, value in expected_outputs.items()]
         as_lavis = LavisForward(weights.lavis, lavis.vision_heads, lavis.qformer_heads, LN_VISION_EPS)
         name, value = next(iter(_lavis_outputs(weights, as_lavis, as_lavis.image_features(states), ids).items()))
-        own_eps = _difference(name, outputs[name], value)
-    _raise_if_too_large(differences)
+        own_eps = difference_of(name, outputs[name], value)
+    raise_if_too_large(differences)
     eps = f"{config.vision_config.layer_norm_eps:g}"
     what = f"{name} with LAVIS's epsilon of ln_vision, {LN_VISION_EPS:g}, in place of {eps}"
     return [*differences, Difference(what, own_eps.largest, own_eps.scale)]
@@ -165,61 +164,11 @@ def _our_outputs(kind: Kind, model: Any, features: torch.Tensor, ids: torch.Tens
     return outputs
 
 
-# --- the language model -----------------------------------------------------------------------------------------------
-
-
-def compare_language_models(
-    source: Callable[[], Any], written: Callable[[], Any], rows: int, is_encoder_decoder: bool
-) -> Difference:
-    """Compares logits of a language model before and after; each is opened on its own, in its stored precision.
-
-    Args:
-        source (`Callable`): Opens the language model that was converted.
-        written (`Callable`): Opens the one that was written.
-        rows (`int`): Tokens that both have.
-        is_encoder_decoder (`bool`): Whether it is sequence-to-sequence.
-
-    Raises:
-        ConversionError: If the logits differ by more than rounding.
-    """
-    ids = torch.randint(0, rows, (1, _PROBE_TOKENS), generator=torch.Generator().manual_seed(1))
-    inputs = {"input_ids": ids, **({"decoder_input_ids": ids.flip(1)} if is_encoder_decoder else {})}
-
-    @torch.no_grad()
-    def logits(opened: Callable[[], Any]) -> torch.Tensor:
-        return opened().eval()(**inputs).logits[..., :rows]
-
-    before = logits(source)
-    difference = _difference("language model's logits", logits(written), before)
-    _raise_if_too_large([difference])
-    return difference
-
-
-def open_language_model(config: Any, model_class: Any, tensors: Mapping[str, StoredTensor]) -> Any:
-    """A language model of stored weights, by its own names; its vocabulary has as many tokens as they have rows."""
-    state = {name: tensor.load() for name, tensor in tensors.items()}
-    config = copy.deepcopy(config)
-    with torch.device("meta"):
-        empty = model_class(config)
-    names = {id(module): name for name, module in empty.named_modules()}
-    config.vocab_size = state[f"{names[id(empty.get_input_embeddings())]}.weight"].shape[0]
-    dtype = most_common_dtype(tensors.values())
-    return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-
-
-def most_common_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
-    """Floating type of most of the weights."""
-    sizes: dict[torch.dtype, int] = {}
-    for tensor in tensors:
-        if tensor.dtype.is_floating_point:
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + torch.Size(tensor.shape).numel()
-    return max(sizes, key=lambda dtype: sizes[dtype])
-
-
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def _difference(what: str, found: torch.Tensor, expected: torch.Tensor) -> Difference:
+def difference_of(what: str, found: torch.Tensor, expected: torch.Tensor) -> Difference:
+    """Largest difference of two outputs, with what rounding in their precision allows."""
     scale = float(expected.float().abs().max())
     tolerance = max(_TOLERANCE, torch.finfo(expected.dtype).eps)
     if found.shape != expected.shape:
@@ -228,7 +177,8 @@ def _difference(what: str, found: torch.Tensor, expected: torch.Tensor) -> Diffe
     return Difference(what, largest, scale, tolerance * max(scale, 1e-3))
 
 
-def _raise_if_too_large(differences: Iterable[Difference]) -> None:
+def raise_if_too_large(differences: Iterable[Difference]) -> None:
+    """Raises a [`ConversionError`] that names the differences larger than allowed."""
     # Written so that NaN counts as too large.
     problems = [
         f"the written model does not compute what the weights it was made of compute: {difference.what} differ by "
@@ -247,11 +197,4 @@ def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     return torch.equal(*flat)
 
 
-__all__ = [
-    "Weights",
-    "check_bits",
-    "compare_image_side",
-    "compare_language_models",
-    "most_common_dtype",
-    "open_language_model",
-]
+__all__ = ["PROBE_TOKENS", "Weights", "check_bits", "compare_image_side", "difference_of", "raise_if_too_large"]

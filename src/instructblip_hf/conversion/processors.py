@@ -67,6 +67,16 @@ def build_processor(
     return _processor_class(kind)(image_processor, *tokenizers, num_query_tokens=config.num_query_tokens)
 
 
+def language_side(kind: Kind, config: Any, tokenizer: Path | None) -> Any:
+    """Processor of the language model alone, for its tokens; `None` without a language model or its tokenizer."""
+    if not kind.language_model or tokenizer is None:
+        return None
+    from ..models.blip_2 import Blip2Processor
+
+    language = _language_tokenizer(str(tokenizer), config.text_config.model_type)
+    return Blip2Processor(BlipImageProcessorPil(), language, num_query_tokens=config.num_query_tokens)
+
+
 def _processor_class(kind: Kind) -> Any:
     if kind.name.startswith("instructblip"):
         from ..models.instructblip import InstructBlipProcessor
@@ -121,4 +131,4 @@ def _language_tokenizer(folder: str, model_type: str) -> Any:
     return tokenizer
 
 
-__all__ = ["build_processor", "has_tokenizer"]
+__all__ = ["build_processor", "has_tokenizer", "language_side"]
