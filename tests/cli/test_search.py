@@ -170,3 +170,19 @@ def test_evaluation_of_official_files(run, tmp_path, retrieval_checkpoint, datas
     assert (result["images"], result["texts"]) == (counts["test"], 5 * counts["test"])
     assert result["txt_r10"] == 1
     assert re.search(r"^text to image +[\d.]+ +100\.0 +100\.0 +\d+$", done.stdout, re.MULTILINE)
+
+
+def test_half_precision_is_kept_to(run, photos, retrieval_checkpoint):
+    made = run("index", photos, "-m", retrieval_checkpoint, "--dtype", "bfloat16", "--store", "float32")
+    assert made.exit_code == 0, made.output
+    assert json.loads(Path("photos.index/index.json").read_text())["computed_in"] == "bfloat16"
+    found = run("search", "photos.index", "a red circle", "--json")
+    assert found.exit_code == 0, found.output
+    _, scores = expected_order("a red circle", 0)
+    for hit in json.loads(found.stdout)["hits"]:
+        cosine, logit = scores[hit["name"]]
+        assert hit["cosine"] == pytest.approx(cosine, abs=0.02)
+        assert hit["matching"] == pytest.approx(logit, abs=0.05)
+    refused = run("search", "photos.index", "a red circle", "--dtype", "float32")
+    assert refused.exit_code == 2
+    assert "was made in bfloat16, not in float32" in refused.stderr

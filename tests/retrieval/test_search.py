@@ -74,7 +74,7 @@ def test_codes_alone_would_be_wrong_and_leave_few_to_score_again(tmp_path):
     candidates = search._candidates(query, 10).tolist()
     assert set(range(100, 120)) >= {int(name) for name, _ in expected}
     assert 10 <= len(candidates) < 60
-    codes = torch.cat([QueryCodes(query).scores(*pair) for pair in search._codes])
+    codes = torch.cat([QueryCodes(query).scores(shard.codes, shard.scales) for shard in search._shards])
     assert [f"{place:04d}" for place in codes.topk(10).indices.tolist()] != [name for name, _ in expected]
 
 
@@ -99,7 +99,7 @@ def test_removed_items_are_not_found_and_copies_are_one_hit(tmp_path):
 
 def test_float32_is_searched_as_it_is_stored(tmp_path):
     features = unit(torch.randn(60, 2, SIZE, generator=torch.Generator().manual_seed(0)))
-    search = FeatureSearch(make_index(tmp_path / "index", features, stored_in="float32"), preload=True)
+    search = FeatureSearch(make_index(tmp_path / "index", features, stored_in="float32"))
     query = features[3, 1:]
     hits = search.top(query, 60)
     expected = (features.double() @ query.double().t()).flatten(1).amax(1)
@@ -157,7 +157,7 @@ def test_codes_that_are_off_by_all_they_can_be(tmp_path):
     query[0] = 0
     index = make_index(tmp_path / "index", torch.stack([high, low]).unsqueeze(1), stored_in="float32")
     search = FeatureSearch(index)
-    scores = torch.cat([QueryCodes(query.unsqueeze(0)).scores(*pair) for pair in search._codes])
+    scores = torch.cat([QueryCodes(query.unsqueeze(0)).scores(shard.codes, shard.scales) for shard in search._shards])
     assert scores.tolist() == pytest.approx([22, 3], abs=0.01)
     assert search.top(query, 1) == [Hit(("0001",), pytest.approx(22 * 0.49 + 3, rel=1e-6))]
 

@@ -46,7 +46,6 @@ class FeatureSearch:
 
     Args:
         index (`FeatureIndex`): The index, which must not be written meanwhile.
-        preload (`bool`, *optional*, defaults to `False`): Read the codes into memory now rather than mapping them.
 
     Raises:
         ValueError: If a shard is missing or damaged.
@@ -56,7 +55,7 @@ class FeatureSearch:
             scored in float64, which takes about ten times as long.
     """
 
-    def __init__(self, index: FeatureIndex, preload: bool = False) -> None:
+    def __init__(self, index: FeatureIndex) -> None:
         self.facts = index.facts
         self._shards: list[Shard] = list(index.shards())
         starts, count = {}, 0
@@ -70,9 +69,6 @@ class FeatureSearch:
         self._is_there = torch.zeros(count, dtype=torch.bool)
         self._is_there[torch.tensor(sorted(self._names), dtype=torch.int64)] = True
         self.uses_codes = has_integer_product()
-        self._codes = [(shard.codes, shard.scales) for shard in self._shards]
-        if preload:
-            self._codes = [(codes.clone(), scales.clone()) for codes, scales in self._codes]
         self._lengths = torch.cat([shard.lengths for shard in self._shards] or [torch.empty(0)])
         self._rests = torch.cat([shard.rests for shard in self._shards] or [torch.empty(0)])
 
@@ -137,7 +133,7 @@ class FeatureSearch:
         if not self.uses_codes:
             return self._is_there.nonzero().flatten()
         coded = QueryCodes(query)
-        scores = torch.cat([coded.scores(*codes) for codes in self._codes]).double()  # [items]
+        scores = torch.cat([coded.scores(shard.codes, shard.scales) for shard in self._shards]).double()  # [items]
         bounds = coded.bounds(self._lengths, self._rests)
         lower = torch.where(self._is_there, scores - bounds, -torch.inf)
         threshold = lower.topk(k).values[-1]
