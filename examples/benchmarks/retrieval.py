@@ -29,7 +29,8 @@ from typing import Any
 import torch
 
 from instructblip_hf.retrieval import FeatureIndex, open_search
-from instructblip_hf.retrieval.index import SHARD_ITEMS, Facts
+from instructblip_hf.retrieval.index import SHARD_ITEMS
+from instructblip_hf.retrieval.table import Facts
 
 
 ROWS, SIZE = 32, 256

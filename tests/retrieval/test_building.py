@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from instructblip_hf.retrieval import FeatureIndex, building, index, index_images, index_texts
-from instructblip_hf.retrieval.building import read_texts
+from instructblip_hf.retrieval.text_files import read_texts
 from tiny_retrieval import draw_image
 
 
@@ -117,7 +117,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(encoder, photos, tmp_path, sm
     def lines(self, content):
         if kill_now():
             with (self.folder / "items.jsonl").open("ab") as stream:
-                stream.write("".join(map(index._line, content)).encode()[:-10])
+                stream.write("".join(map(index.item_line, content)).encode()[:-10])
             raise Killed
         real_lines(self, content)
 

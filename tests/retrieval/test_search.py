@@ -7,7 +7,7 @@ import torch
 
 from instructblip_hf.retrieval import FeatureIndex, FeatureSearch, Hit, open_search
 from instructblip_hf.retrieval.codes import QueryCodes
-from instructblip_hf.retrieval.index import Facts
+from instructblip_hf.retrieval.table import Facts
 
 
 SIZE = 24

@@ -32,7 +32,8 @@ def run_index(
             raise FileNotFoundError(f"there is no folder of images and no file of texts {source}")
         encoder = load_encoder(folder, model, device, dtype)
 
-        from ..retrieval.building import index_images, index_texts, read_texts
+        from ..retrieval.building import index_images, index_texts
+        from ..retrieval.text_files import read_texts
 
         options: dict[str, Any] = {"stored_in": stored_in}
         if batch_size is not None:
@@ -69,7 +70,7 @@ def load_encoder(folder: Path, model: str | None, device: str | None, dtype: str
         OSError: If there is no such model.
         ValueError: If it cannot compare images and texts.
     """
-    from ..retrieval.index import FACTS_FILE, read_facts
+    from ..retrieval.table import FACTS_FILE, read_facts
 
     if (folder / FACTS_FILE).exists():
         facts = read_facts(folder)

@@ -7,9 +7,8 @@ otherwise its content decides, so that files that were touched, renamed or copie
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,8 @@ from ..data.folder import image_files
 from ..utils.image_content import ContentReader
 from ..utils.images import read_encoded
 from .encoding import RetrievalEncoder
-from .index import FACTS_FILE, SHARD_ITEMS, Facts, FeatureIndex
+from .index import SHARD_ITEMS, FeatureIndex
+from .table import FACTS_FILE, Facts
 
 
 SECONDS_UNSAVED = 120.0
@@ -174,39 +174,6 @@ def index_texts(
     return report
 
 
-def read_texts(file: str | Path) -> list[str]:
-    """Texts of a file: a line each; of a ``.jsonl`` file ``text`` or ``caption`` of each line.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is not as it should be, naming it.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text") from error
-    if path.suffix == ".jsonl":
-        return list(_jsonl_texts(path, lines))
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _jsonl_texts(path: Path, lines: Sequence[str]) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number} is not readable as JSON: {error.msg}") from error
-        found = (row.get("text") or row.get("caption")) if isinstance(row, dict) else row
-        if not isinstance(found, str) or not found.strip():
-            raise ValueError(f'{path}:{number} has no text: a line is text in quotes, or has "text" or "caption"')
-        yield found.strip()
-
-
 class _Image(NamedTuple):
     name: str
     size: int
@@ -339,4 +306,4 @@ def check_same_model(index: FeatureIndex, encoder: RetrievalEncoder) -> None:
     )
 
 
-__all__ = ["IndexReport", "check_same_model", "index_images", "index_texts", "read_texts"]
+__all__ = ["IndexReport", "check_same_model", "index_images", "index_texts"]

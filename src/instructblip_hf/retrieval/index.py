@@ -14,7 +14,6 @@ Equal contents share a row, so an image that was renamed or copied is not comput
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,70 +27,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..utils.whole_files import write_whole
-from .codes import LARGEST_SIZE, encode_rows
+from .codes import encode_rows
+from .table import ITEMS_FILE, Facts, Item, item_line, read_facts, read_items, write_facts
 
 
-FORMAT = 1
-FACTS_FILE, ITEMS_FILE, SHARDS_FOLDER, LOCK_FILE = "index.json", "items.jsonl", "shards", ".lock"
-KINDS = ("images", "texts")
-STORED_IN = ("float16", "float32")
+SHARDS_FOLDER, LOCK_FILE = "shards", ".lock"
 SHARD_ITEMS = 1024
 """Items of a full shard."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What all features of an index share.
-
-    Args:
-        kind (`str`): ``"images"`` or ``"texts"``.
-        model (`str`): Where the model was loaded from.
-        fingerprint (`str`): Of its configuration and weights, in the precision that they were used in.
-        processor (`str`): Fingerprint of its processor.
-        computed_in (`str`): The precision of the weights.
-        stored_in (`str`): ``"float16"`` or ``"float32"``.
-        rows (`int`): Feature rows of an item: the queries for images, 1 for texts.
-        size (`int`): Numbers a row.
-        root (`str`): The folder that names of images are relative to, or the file that texts came from.
-    """
-
-    kind: str
-    model: str
-    fingerprint: str
-    processor: str
-    computed_in: str
-    stored_in: str
-    rows: int
-    size: int
-    root: str
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("kind", KINDS), ("stored_in", STORED_IN)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
-        if not 0 < self.size <= LARGEST_SIZE or self.rows < 1:
-            raise ValueError(f"{self.rows} rows of {self.size} numbers; allowed are sizes from 1 to {LARGEST_SIZE}")
-
-
-@dataclass(frozen=True)
-class Item:
-    """An image or a text of an index.
-
-    Args:
-        name (`str`): The image's path, relative to the indexed folder and with slashes; the text itself.
-        size (`int`): Of the image file in bytes; of a text 0.
-        modified_ns (`int`): When the image file was changed; of a text 0.
-        digest (`str`): Of its content.
-        shard (`str`): Where its features are.
-        row (`int`): Where in the shard.
-    """
-
-    name: str
-    size: int
-    modified_ns: int
-    digest: str
-    shard: str
-    row: int
 
 
 @dataclass(frozen=True)
@@ -133,7 +75,7 @@ class FeatureIndex:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.facts = read_facts(self.folder)
-        self.items, self._whole_bytes, self._stale_lines = _read_items(self.folder / ITEMS_FILE)
+        self.items, self._whole_bytes, self._stale_lines = read_items(self.folder / ITEMS_FILE)
 
     @classmethod
     def create(cls, folder: str | Path, facts: Facts) -> FeatureIndex:
@@ -145,7 +87,7 @@ class FeatureIndex:
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(entry.name != LOCK_FILE for entry in folder.iterdir())):
             raise ValueError(f"{folder} is there already and is no index: name another or an empty folder")
-        _write_facts(folder, facts)
+        write_facts(folder, facts)
         return cls(folder)
 
     def __len__(self) -> int:
@@ -155,7 +97,7 @@ class FeatureIndex:
     def change_root(self, root: str) -> None:
         """Writes down that the indexed folder is elsewhere."""
         self.facts = Facts(**{**asdict(self.facts), "root": root})
-        _write_facts(self.folder, self.facts)
+        write_facts(self.folder, self.facts)
 
     def add(self, items: Sequence[tuple[str, int, int, str]], features: torch.Tensor) -> None:
         """Adds items as a new shard; of a name that is there, the new one counts.
@@ -237,7 +179,7 @@ class FeatureIndex:
         except Timeout as error:
             raise ValueError(f"another process is writing {self.folder}: wait for it") from error
         try:
-            self.items, self._whole_bytes, self._stale_lines = _read_items(self.folder / ITEMS_FILE)
+            self.items, self._whole_bytes, self._stale_lines = read_items(self.folder / ITEMS_FILE)
             file = self.folder / ITEMS_FILE
             if file.exists() and file.stat().st_size > self._whole_bytes:
                 os.truncate(file, self._whole_bytes)
@@ -256,7 +198,7 @@ class FeatureIndex:
         if len(small) > 1:
             self._merge(small)
         if self._stale_lines:
-            lines = "".join(_line(asdict(item)) for item in self.items.values())
+            lines = "".join(item_line(asdict(item)) for item in self.items.values())
             write_whole(self.folder / ITEMS_FILE, lines)
             self._stale_lines = 0
         self._remove_unnamed_shards()
@@ -306,59 +248,10 @@ class FeatureIndex:
 
     def _append_lines(self, lines: Sequence[Mapping[str, Any]]) -> None:
         with (self.folder / ITEMS_FILE).open("ab") as stream:
-            stream.write("".join(map(_line, lines)).encode())
+            stream.write("".join(map(item_line, lines)).encode())
             stream.flush()
             os.fsync(stream.fileno())
         self._stale_lines += sum("removed" in line for line in lines)
 
 
-def _line(content: Mapping[str, Any]) -> str:
-    return json.dumps(content) + "\n"
-
-
-def _write_facts(folder: Path, facts: Facts) -> None:
-    write_whole(folder / FACTS_FILE, json.dumps({"format": FORMAT, **asdict(facts)}, indent=2) + "\n")
-
-
-def read_facts(folder: str | Path) -> Facts:
-    """What all features of an index share, without its items.
-
-    Raises:
-        FileNotFoundError: If there is no index.
-        ValueError: If it is of another format or damaged.
-    """
-    file = Path(folder) / FACTS_FILE
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no index in {folder}: make one with instructblip index")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version = content.pop("format")
-        if version != FORMAT:
-            raise ValueError(f"its format is {version}, and this version reads {FORMAT}")
-        return Facts(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-
-
-def _read_items(file: Path) -> tuple[dict[str, Item], int, int]:
-    """Items by name, the bytes up to the last whole line, and how many lines no longer count."""
-    if not file.exists():
-        return {}, 0, 0
-    data = file.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    items: dict[str, Item] = {}
-    lines = data[:whole].split(b"\n")[:-1]
-    for number, line in enumerate(lines, start=1):
-        try:
-            content = json.loads(line)
-            if "removed" in content:
-                items.pop(content["removed"], None)
-            else:
-                item = Item(**content)
-                items[item.name] = item
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{file}:{number} is damaged: remove {file.parent}, and index again") from error
-    return items, whole, len(lines) - len(items)
-
-
-__all__ = ["KINDS", "SHARD_ITEMS", "STORED_IN", "Facts", "FeatureIndex", "Item", "Shard", "read_facts"]
+__all__ = ["SHARD_ITEMS", "FeatureIndex", "Shard"]
