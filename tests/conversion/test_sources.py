@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import instructblip_hf
 import lavis_files as lavis
@@ -172,3 +172,27 @@ def test_the_example(capsys):
     example = Path(__file__).parents[2] / "examples" / "lavis_checkpoints.py"
     runpy.run_path(str(example))["main"]()
     assert "what color is the circle?  before: blue  after: blue" in capsys.readouterr().out
+
+
+def renamed(folder, target, old, new):
+    """A copy of a folder with one of its tensors under another of its names."""
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    tensors = weights(target)
+    tensors[new] = tensors.pop(old)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_shared_weights_under_another_of_their_names(cases, tmp_path):
+    """Which name of T5's embedding a folder has depends on the version of transformers that saved it."""
+    case = cases("stage-2-t5")
+    names = ("shared.weight", "decoder.embed_tokens.weight")
+    llm = renamed(case.options["llm"], tmp_path / "llm", *names)
+    convert_to_folder(case.sources, tmp_path / "folder", ToFolder(**{**case.options, "llm": llm}))
+    assert lavis.same_bits(weights(tmp_path / "folder"), weights(case.folder)) == set()
+    names = tuple(f"language_model.{name}" for name in names)
+    convert_to_lavis(renamed(case.folder, tmp_path / "renamed", *names), tmp_path / "one.pth")
+    convert_to_lavis(case.folder, tmp_path / "other.pth")
+    assert lavis.same_bits(lavis.load(tmp_path / "one.pth"), lavis.load(tmp_path / "other.pth")) == set()

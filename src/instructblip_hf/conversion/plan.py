@@ -6,9 +6,9 @@ a place without a tensor and a shape that differs are told by name, all at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from .stored_tensors import StoredTensor
 
 
 AS_IT_IS = "as it is"
+Named = TypeVar("Named")
 
 
 def identity(tensor: torch.Tensor) -> torch.Tensor:
@@ -102,6 +103,15 @@ def model_spec(kind: Kind, config: Any) -> ModelSpec:
     return ModelSpec(shapes, dict(model.all_tied_weights_keys), tuple(vocabulary))
 
 
+def by_first_names(tensors: Mapping[str, Named], spec: ModelSpec) -> dict[str, Named]:
+    """The same, with weights that have several names under the first one, where only another one is there."""
+    named = dict(tensors)
+    for name, first in spec.tied.items():
+        if name in named and first not in named:
+            named[first] = named.pop(name)
+    return named
+
+
 def no_place(source: StoredTensor, name: str) -> str:
     """What is wrong with a tensor whose name the model does not have."""
     return f"{source.name} of {source.file}, of shape {shown(source.shape)}, has no place: the model has no {name}"
@@ -112,4 +122,14 @@ def shown(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) if shape else "a single number"
 
 
-__all__ = ["AS_IT_IS", "ModelSpec", "Plan", "PlannedTensor", "identity", "model_spec", "no_place", "shown"]
+__all__ = [
+    "AS_IT_IS",
+    "ModelSpec",
+    "Plan",
+    "PlannedTensor",
+    "by_first_names",
+    "identity",
+    "model_spec",
+    "no_place",
+    "shown",
+]

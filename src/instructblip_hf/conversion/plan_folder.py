@@ -93,10 +93,6 @@ def plan_folder(
         dtype (`torch.dtype`, *optional*): Type of all floating weights; by default each keeps its own.
         kept (`Mapping[str, torch.Tensor]`): What a file of ours kept beside LAVIS's weights, by our names.
     """
-    assigned = dict(assigned)
-    for name, other in spec.tied.items():
-        if name in assigned and other not in assigned:
-            assigned[other] = assigned.pop(name)
     for name, sources in assigned.items():
         other = spec.tied.get(name, name)
         if name not in spec.shapes:

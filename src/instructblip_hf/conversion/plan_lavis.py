@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -36,10 +36,6 @@ def plan_lavis(
     """
     rules = rules_of(kind, language_prefix)
     plan = Plan()
-    stored = dict(stored)
-    for name, other in spec.tied.items():
-        if name in stored and other not in stored:
-            stored[other] = replace(stored.pop(name), name=other)
     for name, tensor in stored.items():
         if name not in spec.shapes:
             if re.fullmatch(r".*(\.position_ids|\.rotary_emb\.inv_freq)", name):

@@ -18,7 +18,7 @@ from .language_models import compare_language_models
 from .lavis_file import LavisWeights, read_lavis_files
 from .lavis_keys import FUSED_BIAS, KEY_BIAS, rules_of, to_ours, translate
 from .options import ToFolder
-from .plan import model_spec
+from .plan import by_first_names, model_spec
 from .plan_folder import add_language_model, assign_names, plan_folder
 from .processors import build_processor, has_tokenizer, language_side
 from .report import ConversionReport
@@ -60,6 +60,7 @@ def convert_to_folder(sources: Sequence[Path], target: Path, options: ToFolder |
     spec = model_spec(kind, config)
     if kind.language_model:
         add_language_model(assigned, plan, folder, spec)
+        assigned = by_first_names(assigned, spec)
     tokenizer = options.tokenizer
     if tokenizer is None and options.processor is None and options.llm is not None and has_tokenizer(options.llm):
         tokenizer = options.llm

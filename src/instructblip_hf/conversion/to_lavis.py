@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .language_models import compare_language_models
 from .lavis_file import write_lavis_file
 from .lavis_keys import LANGUAGE_PREFIXES
 from .options import ToLavis
-from .plan import ModelSpec, Plan, model_spec
+from .plan import ModelSpec, Plan, by_first_names, model_spec
 from .plan_folder import assign_names
 from .plan_lavis import plan_lavis
 from .report import ConversionReport
@@ -41,8 +42,9 @@ def convert_to_lavis(source: Path, target: Path, options: ToLavis | None = None)
     check_target(target)
     kind, config = _kind_of_folder(source)
     prefix = _language_prefix(kind, config)
-    stored = read_weight_folder(source)
     spec = model_spec(kind, config)
+    stored = by_first_names(read_weight_folder(source), spec)
+    stored = {name: replace(tensor, name=name) for name, tensor in stored.items()}
     rows = options.vocabulary_rows
     if rows is None and kind.language_model:
         rows = _rows_without_placeholder(config, spec)
