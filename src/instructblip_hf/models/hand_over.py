@@ -99,6 +99,11 @@ def _places(name: str) -> Iterable[str]:
 
 def _component(name: str) -> str:
     parts = name.split(".")
+    if (
+        parts[-2:] in (["word_embeddings", "weight"], ["position_embeddings", "weight"])
+        and "language_model" not in parts
+    ):
+        return "embeddings of text"
     if parts[0] == "qformer" and ("intermediate" in parts or ("output" in parts and "attention" not in name)):
         return "qformer, feed-forward layers of text"
     return parts[0]
