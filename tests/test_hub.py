@@ -16,12 +16,13 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import instructblip_hf
 from hub_server import USER, HubServer
-from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipProcessor
+from instructblip_hf import Blip2Processor, InstructBlipForConditionalGeneration, InstructBlipProcessor
 from instructblip_hf.utils.hub import save_for_hub
 from instructblip_hf.utils.model_card import model_card
 from instructblip_hf.utils.remote_code import export_remote_code
-from tiny_models import batch, our_model
-from tiny_processors import our_processor
+from tiny_models import IMAGE_SIZE, NUM_QUERY_TOKENS, batch, our_blip_2, our_model, our_retrieval_model
+from tiny_processors import language_tokenizer, our_processor
+from tiny_processors import qformer_tokenizer as bert_tokenizer
 
 
 PROMPT = "what color is the circle ?"
@@ -402,6 +403,43 @@ def test_logits_survive_save_for_hub(tmp_path):
     again = InstructBlipForConditionalGeneration.from_pretrained(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(again(**batch()).logits, model(**batch()).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [our_blip_2, our_retrieval_model])
+def test_card_and_code_of_blip_2(build, tmp_path, monkeypatch):
+    model = build()
+    tokenizer = bert_tokenizer() if build is our_retrieval_model else language_tokenizer()
+    processor = Blip2Processor(
+        transformers.BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
+        tokenizer,
+        num_query_tokens=NUM_QUERY_TOKENS,
+    )
+    generates = build is our_blip_2
+    save_for_hub(tmp_path, model, processor, include_code=generates)
+    card = (tmp_path / "README.md").read_text()
+    assert "arXiv 2301.12597" in card
+    assert "InstructBLIP:" not in card
+    assert ("language model" in card) is generates
+    monkeypatch.chdir(tmp_path)
+    scope_of_tools()["image"].save("image.png")
+    snippet = card.partition("```python\n")[2].partition("```")[0].replace("path/to/this/folder", str(tmp_path))
+    scope = {}
+    exec(snippet, scope)
+    assert type(scope["model"]) is type(model)
+    if not generates:
+        return
+    code = (
+        WITHOUT_PACKAGE
+        + TOOLS
+        + f"""
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+print(json.dumps(dict(module=type(model).__module__.split(".")[0], answer=answer(model, processor))))
+"""
+    )
+    seen = run(code, tmp_path, HF_HUB_OFFLINE="1")
+    assert seen == {"module": "transformers_modules", "answer": answer_here(model, processor)[0]}
 
 
 def test_snippets_of_the_documentation_run(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .remote_code import processor_class_name
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerState, TrainingArguments
@@ -95,24 +97,35 @@ def model_card(
     # A folder of this machine means nothing to a reader; its name may.
     on_hub = [base for base in bases if _HUB_ID.fullmatch(base) and not Path(base).exists()]
     bases = [base if base in on_hub else Path(base).name for base in bases]
+    base: Any = model
+    if hasattr(base, "get_base_model"):
+        base = base.get_base_model()
+    compares = hasattr(base, "get_matching_logits")
+    tasks = ["image-text-retrieval"] if compares else ["image-to-text", "visual-question-answering"]
     data = ModelCardData(
         library_name="peft" if adapter else "transformers",
-        pipeline_tag="image-text-to-text",
-        tags=["instructblip-hf", config.model_type, "image-to-text", "visual-question-answering"],
+        pipeline_tag="image-text-to-text" if not compares else "zero-shot-image-classification",
+        tags=["instructblip-hf", config.model_type, *tasks],
         license=license,
         base_model=on_hub or None,
         datasets=list(datasets) if datasets else None,
         language=language if isinstance(language, str) or language is None else list(language),
     )
-    language_model = "sequence-to-sequence" if config.is_encoder_decoder else "causal"
+    kind = "sequence-to-sequence" if config.is_encoder_decoder else "causal"
+    behind = (
+        " and a Q-Former with heads that compare images and texts"
+        if compares
+        else f", a connector and a {kind} `{config.text_config.model_type}` language model"
+    )
     return ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
         name=name,
-        summary=(
-            f"A `{config.model_type}` model: a `{config.vision_config.model_type}` vision tower, a connector and a "
-            f"{language_model} `{config.text_config.model_type}` language model."
-        ),
+        summary=f"A `{config.model_type}` model: a `{config.vision_config.model_type}` vision tower{behind}.",
+        model_type=config.model_type,
+        model_class=type(base).__name__,
+        processor_class=processor_class_name(config.model_type),
+        compares=compares,
         description=description,
         parts=parts,
         total=sum(part["parameters"] for part in parts),

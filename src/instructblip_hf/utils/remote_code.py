@@ -45,6 +45,12 @@ _FAMILIES = {
 _MODEL_AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForVision2Seq")
 
 
+def processor_class_name(model_type: str) -> str:
+    """Name of the processor's class of a family; `AutoProcessor` for a type that is none of ours."""
+    family = _FAMILIES.get(model_type)
+    return family.processor.rpartition(".")[2] if family is not None else "AutoProcessor"
+
+
 def export_remote_code(folder: str | PathLike[str]) -> list[Path]:
     """Write the code of a saved model's family into its folder, and name it in the configuration files.
 
@@ -188,4 +194,4 @@ def _path(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-__all__ = ["export_remote_code"]
+__all__ = ["export_remote_code", "processor_class_name"]
