@@ -282,7 +282,7 @@ class TestLoading:
         for number in range(50):
             name, row, epoch = dataset.mixture.draw(number)
             expected = f"b {row} {epoch}" if name == "b" else f"{name} {row}"
-            assert dataset[number] == {"prompt": expected, "dataset": name}
+            assert dataset[number] == {"prompt": expected, "dataset": name, "draw": number}
         assert len(dataset) == 960
         assert [row["prompt"] for row in dataset] == _keys([[dataset[number]] for number in range(960)])
 

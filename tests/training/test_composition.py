@@ -81,7 +81,7 @@ def test_the_first_stage_with_kept_features_trains_as_with_pixels(parts, tmp_pat
             "data.train={shapes_world: {examples: 16, tasks: [caption]}}", "training.max_steps=3",
             "training.per_device_train_batch_size=8", "training.use_cpu=true", "training.disable_tqdm=true",
             "training.dataloader_num_workers=0", "training.save_strategy=no", "training.logging_steps=1",
-            "training.warmup_steps=0",
+            "training.warmup_steps=0", "data.augmentation=null",
         ]  # fmt: skip
         if name == "features":
             overrides.append(f"data.image_features={tmp_path / 'kept'}")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .augmentation import CropAndFlip
+
 
 @dataclass
 class VisionLanguageCollator:
@@ -24,6 +26,7 @@ class VisionLanguageCollator:
             stock transformers' do not.
         image_inputs (`Callable`, *optional*):
             Makes model inputs of the images of all rows, a list for each, in place of the image processor.
+        augmentation ([`CropAndFlip`], *optional*): Changes the images of rows first.
     """
 
     processor: Any
@@ -34,9 +37,12 @@ class VisionLanguageCollator:
     return_tensors: str = "pt"
     share_images: bool = False
     image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None
+    augmentation: CropAndFlip | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """A batch of rows, see `InstructBlipProcessor.encode_examples` for rows, shapes and errors."""
+        if self.augmentation is not None:
+            examples = self.augmentation.rows(examples)
         return self.processor.encode_examples(
             examples,
             is_encoder_decoder=self.is_encoder_decoder,
@@ -59,20 +65,23 @@ class ImageTextCollator:
         same_image_targets (`bool`, *optional*, defaults to `False`):
             Whether rows of the same image share their captions as targets.
         image_inputs (`Callable`, *optional*): As in [`VisionLanguageCollator`].
+        augmentation ([`CropAndFlip`], *optional*):
+            Changes the images of rows first; which of them are the same is seen before that.
     """
 
     processor: Any
     max_length: int = 32
     same_image_targets: bool = False
     image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None
+    augmentation: CropAndFlip | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """A batch of rows, see `Blip2Processor.encode_captions` for rows, shapes and errors."""
+        image_ids = self.processor.image_numbers(examples) if self.same_image_targets else None
+        if self.augmentation is not None:
+            examples = self.augmentation.rows(examples)
         return self.processor.encode_captions(
-            examples,
-            max_length=self.max_length,
-            same_image_targets=self.same_image_targets,
-            image_inputs=self.image_inputs,
+            examples, max_length=self.max_length, image_ids=image_ids, image_inputs=self.image_inputs
         )
 
 

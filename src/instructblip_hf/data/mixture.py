@@ -259,7 +259,7 @@ class MixtureDataset:
         return self.length
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """The row at a draw, with its ``dataset``.
+        """The row at a draw, with its ``dataset`` and its ``draw``.
 
         Raises:
             IndexError: If `number` is negative.
@@ -271,7 +271,7 @@ class MixtureDataset:
             content = dataset.at(row, epoch) if hasattr(dataset, "at") else dataset[row]
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}, row {row} (draw {number}): {error}") from error
-        return {**content, "dataset": name}
+        return {**content, "dataset": name, "draw": number}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[number] for number in range(self.length))

@@ -160,7 +160,7 @@ class StreamMixture(IterableDataset):
         self._progress: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Training rows with their ``dataset``, from the beginning or from a loaded state.
+        """Training rows with their ``dataset`` and ``draw``, from the beginning or from a loaded state.
 
         Yields:
             `dict`: A row; `STAND_IN` for those before the position that `stand_in_for` named.
@@ -198,11 +198,12 @@ class StreamMixture(IterableDataset):
             self._progress = {**place, "draws": draws, "cursors": cursors}
             yield from (STAND_IN for _ in range(draws))
         while True:
-            name = self.mixture.dataset_at(draws * consumers + consumer)
+            number = draws * consumers + consumer
+            name = self.mixture.dataset_at(number)
             row = cursors[name].next_row()
             draws += 1
             self._progress = {**place, "draws": draws, "cursors": cursors}
-            yield {**row, "dataset": name}
+            yield {**row, "dataset": name, "draw": number}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the last iteration is, as numbers and texts; an empty dict before the first row."""

@@ -24,6 +24,9 @@ stage."""
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
+AUGMENTATIONS = ("crop_and_flip",)
+"""What ``data.augmentation`` may do to images."""
+
 FEATURE_DTYPES = ("float32", "bfloat16", "float16")
 
 QUANTIZATIONS = ("nf4", "int8")
@@ -398,6 +401,8 @@ class DataArguments:
             ``"float32"``, ``"bfloat16"`` or ``"float16"``, to keep features in. Defaults to what they are computed in.
         skip_bad_rows (`int`, *optional*, defaults to 0):
             How many rows for training that cannot be read may be left out, over all datasets; one more is an error.
+        augmentation (`str`, *optional*):
+            ``"crop_and_flip"``: images for training are cropped and mirrored at random, anew in every draw of a mixture.
 
     Raises:
         ValueError: If a length is below 1, a number of rows below 0, or a dtype is unknown or has no folder.
@@ -414,7 +419,15 @@ class DataArguments:
     image_features_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16."})
     skip_bad_rows: int = field(default=0, metadata={"help": "How many unreadable rows may be left out in training."})
 
+    augmentation: str | None = field(default=None, metadata={"help": "crop_and_flip: random crops and flips."})
+
     def __post_init__(self) -> None:
+        if self.augmentation not in (None, *AUGMENTATIONS):
+            raise ValueError(f"augmentation is {self.augmentation!r}; allowed are: {', '.join(AUGMENTATIONS)}")
+        if self.augmentation is not None and self.image_features is not None:
+            raise ValueError(
+                "augmentation makes a new image of every draw, and image_features keeps those of one: leave out one"
+            )
         if self.image_features_dtype not in (None, *FEATURE_DTYPES):
             raise ValueError(
                 f"image_features_dtype is {self.image_features_dtype!r}; allowed are: {', '.join(FEATURE_DTYPES)}"

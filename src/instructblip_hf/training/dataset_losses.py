@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,13 @@ class NamingCollator:
         indices = {name: index for index, name in enumerate(self.names)}
         batch[DATASET_INDEX] = torch.tensor([indices.get(row.get("dataset", ""), -1) for row in rows])
         return batch
+
+
+def without_augmentation(collator: Any) -> Any:
+    """The collator for rows that are evaluated: as it is, but for an `augmentation` of images."""
+    if isinstance(collator, NamingCollator):
+        return replace(collator, collator=without_augmentation(collator.collator))
+    return replace(collator, augmentation=None) if getattr(collator, "augmentation", None) is not None else collator
 
 
 class DatasetLosses:
@@ -104,4 +111,4 @@ def _targets(labels: torch.Tensor, is_encoder_decoder: bool) -> torch.Tensor:
     return labels if is_encoder_decoder else labels[:, 1:]
 
 
-__all__ = ["DATASET_INDEX", "DatasetLosses", "NamingCollator", "losses_of_labels"]
+__all__ = ["DATASET_INDEX", "DatasetLosses", "NamingCollator", "losses_of_labels", "without_augmentation"]

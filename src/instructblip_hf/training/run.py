@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from ..data.augmentation import CropAndFlip
 from ..data.collators import ImageTextCollator, VisionLanguageCollator
 from ..data.jsonl import RowFileDataset
 from ..data.mixture import MixtureDataset
@@ -189,6 +190,7 @@ def _collator_of(
     recipe: Recipe, model: Any, processor: Any, args: TrainingArguments, features: ImageFeatures | None
 ) -> ImageTextCollator | VisionLanguageCollator:
     image_inputs = features.reader if features is not None else None
+    augmentation = CropAndFlip(args.data_seed or args.seed) if recipe.data.augmentation is not None else None
     if isinstance(model, Blip2ForPreTraining):
         first_stage = recipe.first_stage or FirstStageArguments()
         model.options = PreTrainingOptions(
@@ -199,6 +201,7 @@ def _collator_of(
             max_length=recipe.data.max_completion_length or ImageTextCollator.max_length,
             same_image_targets=first_stage.same_image_targets,
             image_inputs=image_inputs,
+            augmentation=augmentation,
         )
     if recipe.first_stage is not None:
         raise ValueError(
@@ -210,8 +213,10 @@ def _collator_of(
         is_encoder_decoder=model.config.is_encoder_decoder,
         max_prompt_length=recipe.data.max_prompt_length,
         max_completion_length=recipe.data.max_completion_length,
-        share_images=args.n_gpu <= 1,
+        # Crops of an image are images of their own.
+        share_images=args.n_gpu <= 1 and augmentation is None,
         image_inputs=image_inputs,
+        augmentation=augmentation,
     )
 
 

@@ -30,7 +30,7 @@ from ..utils.model_card import model_card
 from .adapter_trainer import AdapterTrainer
 from .adapters import base_of
 from .arguments import OptimizationArguments
-from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator, losses_of_labels
+from .dataset_losses import DATASET_INDEX, DatasetLosses, NamingCollator, losses_of_labels, without_augmentation
 from .embedding_gradients import keep_dense, sparse_gradients, trained_embeddings
 from .errors import SavingError
 from .freezing import FreezingPolicy, FreezingReport, apply_freezing
@@ -291,6 +291,15 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         if not isinstance(self.train_dataset, StreamMixture):
             return super().get_train_dataloader()
         return stream_loader(self.train_dataset, self.args, self.data_collator, self.accelerator.device)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Trainer's loader; images that are changed at random in training are as they are here."""
+        collator = self.data_collator
+        self.data_collator = without_augmentation(collator)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
 
     def _save_rng_state(self, output_dir: str) -> None:
         # Here, because it is what every process writes of its own into a checkpoint.

@@ -77,7 +77,7 @@ def test_captions_of_the_first_stage():
         {"image": OTHER, "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a hat"}]},
         {"images": [IMAGE], "completion": "a bat"},
     ]
-    batch = processor.encode_captions(rows, same_image_targets=True)
+    batch = processor.encode_captions(rows, image_ids=processor.image_numbers(rows))
     assert batch["pixel_values"].shape == (3, 3, 28, 28)
     assert tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)[1:] == ["a hat", "a bat"]
     assert (batch["input_ids"][:, 0] == tokenizer.cls_token_id).all()
@@ -87,7 +87,7 @@ def test_captions_of_the_first_stage():
     assert torch.equal(batch["labels"], expected)
     ids = batch["image_ids"].tolist()
     assert ids[0] == ids[2] != ids[1]
-    assert caption_processor().encode_captions(rows[2:], same_image_targets=True)["image_ids"].tolist() == ids[:1]
+    assert caption_processor().image_numbers(rows[2:]) == ids[:1]
     cut = processor.encode_captions(rows, max_length=6)
     assert cut["input_ids"].shape[1] == 6
     assert cut["input_ids"][0, -1] == tokenizer.sep_token_id

@@ -73,7 +73,7 @@ class Blip2Processor(VisionLanguageProcessor):
         max_length: int = 32,
         timeout: float | None = 20.0,
         return_tensors: str | None = "pt",
-        same_image_targets: bool = False,
+        image_ids: Sequence[int] | None = None,
         image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None,
     ) -> BatchFeature:
         """Prepare images and their captions for [`Blip2ForPreTraining`]; the tokenizer is the Q-Former's.
@@ -85,30 +85,42 @@ class Blip2Processor(VisionLanguageProcessor):
             max_length (`int`, *optional*, defaults to 32): Most tokens of a caption, `[CLS]` and `[SEP]` included.
             timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
             return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, `"np"` or `None` for lists.
-            same_image_targets (`bool`, *optional*, defaults to `False`):
-                Whether the batch says by ``image_ids`` which rows show the same image, by its content: their captions
-                are then right for all of them, as LAVIS has it in retrieval finetuning.
+            image_ids (`Sequence[int]`, *optional*):
+                Of [`image_numbers`]: which rows show the same image. Their captions are then right for all of them, as
+                LAVIS has it in retrieval finetuning.
             image_inputs (`Callable`, *optional*):
                 Makes model inputs of the images of all rows, a list for each, in place of the image processor.
 
         Returns:
             `BatchFeature`: ``pixel_values`` (rows, 3, height, width); ``input_ids``, ``attention_mask``,
-            ``decoder_input_ids`` and ``labels`` (rows, tokens), right-padded; with ``same_image_targets`` also
-            ``image_ids`` (rows,).
+            ``decoder_input_ids`` and ``labels`` (rows, tokens), right-padded; and ``image_ids`` (rows,) where
+            they were given.
 
         Raises:
             ValueError: If a row has not one image and a caption, or the tokenizer is not the Q-Former's.
         """
         images, captions = read_captions(examples)
         data: dict[str, Any] = tokenize_captions(self.tokenizer, captions, max_length)
-        if same_image_targets:
-            reader = self.__dict__.setdefault("_content_reader", ContentReader())
-            data["image_ids"] = numbers_of_images(images, reader)
+        if image_ids is not None:
+            data["image_ids"] = list(image_ids)
         if image_inputs is not None:
             data.update(image_inputs(images))
         else:
             data.update(self._image_inputs(images, {"return_tensors": return_tensors}, timeout, "row"))
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def image_numbers(self, examples: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A number for each row's image: the same for the same content, also in other batches and processes.
+
+        Args:
+            examples (`Sequence[Mapping]`): As for [`encode_captions`].
+
+        Raises:
+            ValueError: If a row has not one image and a caption, or an image cannot be read.
+        """
+        images, _ = read_captions(examples)
+        reader = self.__dict__.setdefault("_content_reader", ContentReader())
+        return numbers_of_images(images, reader)
 
 
 __all__ = ["Blip2Processor"]
