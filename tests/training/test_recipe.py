@@ -133,6 +133,8 @@ def test_overrides_win(folder):
         (changed(data={"train": {"shapes_world": {"examples": 3, "split": "dev"}}}), "split='dev'"),
         (changed(data={"image_root": "none"}), "data.image_root: there is no folder"),
         (changed(data={"max_prompt_length": 0}), "max_prompt_length is 0"),
+        (changed(data={"augmentation": "mixup"}), "augmentation is 'mixup'; allowed are: crop_and_flip"),
+        (changed(data={"augmentation": "crop_and_flip", "image_features": "x"}), "augmentation makes a new image"),
         (changed(training={"learning_rte": 1}), "training.learning_rte: unknown key; did you mean 'learning_rate'?"),
         (changed(training={"max_steps": "ten"}), "training.max_steps: must be a whole number, not 'ten'"),
         (changed(training={"max_steps": 1.5}), "training.max_steps: must be a whole number, not 1.5"),
