@@ -307,6 +307,90 @@ def evaluate_retrieval(
 
 
 @app.command()
+def capfilt(
+    source: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Tar archives; or a folder of images with texts; or a file of rows with image and caption.",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the result.")] = None,
+    filter_model: Annotated[
+        str | None, typer.Option("--filter", metavar="MODEL", help="Folder or Hub id of a BLIP-2 for retrieval.")
+    ] = None,
+    captioner: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Folder or Hub id of what makes captions; by default none are made."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help='What captions go on from: "a photo of" for BLIP-2 by default.')
+    ] = None,
+    sampled: Annotated[int, typer.Option(min=0, help="Captions an image by nucleus sampling.")] = 10,
+    beam: Annotated[int, typer.Option(min=0, help="Captions an image by beam search.")] = 0,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams; as many as --beam at least.")] = 3,
+    top_p: Annotated[float, typer.Option(help="Of nucleus sampling.")] = 0.9,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 30,
+    min_new_tokens: Annotated[int, typer.Option(min=0, help="Shortest caption, in tokens.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    rank_by: Annotated[
+        str, typer.Option(help="itm, the matching head's probability, or itc, the cosine of image and text.")
+    ] = "itm",
+    min_itm: Annotated[float | None, typer.Option(help="Least probability of a text that is kept.")] = None,
+    min_itc: Annotated[float | None, typer.Option(help="Least cosine of a text that is kept.")] = None,
+    top_k: Annotated[
+        int, typer.Option(min=0, help="Most texts of an image that are kept; 0 for all, which puts them in order.")
+    ] = 2,
+    form: Annotated[
+        str | None, typer.Option("--format", help="jsonl or tar; by default tar for archives, and jsonl otherwise.")
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="The folder that image paths of a file are relative to; the file's by default.")
+    ] = None,
+    rows_per_shard: Annotated[
+        int, typer.Option(min=1, help="Rows that are finished together; what a kill can cost.")
+    ] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the models at once.")] = 8,
+    skip_bad_rows: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Leave out up to N rows that cannot be read.")
+    ] = 0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Start so many processes, each with its share of the rows.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Make captions for images from the web, and keep the texts that fit. After a kill, the same command goes on."""
+    from .capfilt import launch_capfilt, run_capfilt
+
+    if processes is not None:
+        launch_capfilt(processes, sys.argv[1:])
+        return
+    if not source or output is None or filter_model is None:
+        fail("capfilt needs what to read, --output and --filter: capfilt web/*.tar --filter MODEL --output OUT")
+    captions: dict[str, Any] = {
+        "prompt": prompt,
+        "sampled": sampled,
+        "beam": beam,
+        "num_beams": num_beams,
+        "top_p": top_p,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
+        "seed": seed,
+    }
+    kept: dict[str, Any] = {"rank_by": rank_by, "min_itm": min_itm, "min_itc": min_itc, "top_k": top_k or None}
+    work: dict[str, Any] = {
+        "form": form,
+        "rows_per_shard": rows_per_shard,
+        "batch_size": batch_size,
+        "skip_bad_rows": skip_bad_rows,
+    }
+    run_capfilt(source, output, filter_model, captioner, image_root, captions, kept, work, device, dtype)
+
+
+@app.command()
 def train(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")

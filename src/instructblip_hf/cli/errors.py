@@ -38,13 +38,14 @@ def user_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping_errors() -> Iterator[None]:
-    """Turns errors that a training or an evaluation stops with, each complete in itself, into one line and exit code 1."""
+    """Turns errors that long work stops with, each complete in itself, into one line and exit code 1."""
+    from ..capfilt.errors import CapFiltError
     from ..evaluation.answering import EvaluationError
     from ..training.errors import TrainingError
 
     try:
         yield
-    except (TrainingError, EvaluationError) as error:
+    except (CapFiltError, TrainingError, EvaluationError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         raise typer.Exit(STOPPED) from error
 

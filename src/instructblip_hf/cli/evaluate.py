@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import stopping_errors, user_errors
-from .launching import become_launched, without_options
+from .launching import become_launched, device_of_process, without_options
 from .loading import load
 from .tables import print_columns
 
@@ -53,7 +53,7 @@ def run_evaluate(
         from ..evaluation.runner import EvaluationOptions, evaluate
 
         settings = EvaluationOptions(decoding=decoding, **given, **options)
-        loaded = load(model, _device_of_process(device), dtype)
+        loaded = load(model, device_of_process(device), dtype)
         with stopping_errors():
             results = evaluate(
                 loaded.model, loaded.processor, chosen, data_root, output, model_name=loaded.name, options=settings
@@ -101,17 +101,3 @@ def _number(key: str, text: str) -> float | int:
         return float(text)
     except ValueError as error:
         raise ValueError(f"--decoding: {key} is {text!r}; it must be a number") from error
-
-
-def _device_of_process(device: str | None) -> str | None:
-    """Of several processes each has an accelerator of its own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return device
-
-    from accelerate import PartialState
-
-    from ..evaluation.runner import WAIT
-
-    if device is not None and ":" in device:
-        raise ValueError(f"--device is {device}, and of several processes each has a device of its own; leave it out")
-    return str(PartialState(cpu=device == "cpu", timeout=WAIT).device)

@@ -31,3 +31,17 @@ def become_launched(config: str, processes: int | None, arguments: Sequence[str]
         command = launch_command(config, processes, arguments)
     print(shlex.join(command), flush=True)
     os.execv(command[0], command)
+
+
+def device_of_process(device: str | None) -> str | None:
+    """The device that was asked for; of several processes each has an accelerator of its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+
+    from accelerate import PartialState
+
+    from ..constants import WAIT
+
+    if device is not None and ":" in device:
+        raise ValueError(f"--device is {device}, and of several processes each has a device of its own; leave it out")
+    return str(PartialState(cpu=device == "cpu", timeout=WAIT).device)

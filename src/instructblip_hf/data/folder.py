@@ -53,8 +53,7 @@ class FolderDataset:
         self.name, self.category = name or self.root.resolve().name, category
         self._rows: list[Example | dict[str, Any]] = []
         problems: list[str] = []
-        metadata = next((self.root / file for file in METADATA_FILES if (self.root / file).is_file()), None)
-        for where, fields in _beside(self.root) if metadata is None else _listed(metadata):
+        for where, fields in folder_rows(self.root):
             if not isinstance(fields, str):
                 try:
                     self._rows.append(self._row(fields))
@@ -109,11 +108,23 @@ def image_files(root: Path) -> list[Path]:
     return files
 
 
+def folder_rows(root: Path, without_text: bool = False) -> Iterator[Located]:
+    """What a folder says of its images, row by row: fields with ``file_name`` or ``file_names``.
+
+    Args:
+        root (`Path`): The folder.
+        without_text (`bool`, *optional*, defaults to `False`): Whether an image with no text beside it is a row of its
+            own rather than a mistake.
+    """
+    metadata = next((root / file for file in METADATA_FILES if (root / file).is_file()), None)
+    yield from _beside(root, without_text) if metadata is None else _listed(metadata)
+
+
 def _listed(metadata: Path) -> Iterator[Located]:
     yield from csv_rows(metadata) if metadata.suffix == ".csv" else jsonl_rows(metadata)
 
 
-def _beside(root: Path) -> Iterator[Located]:
+def _beside(root: Path, without_text: bool = False) -> Iterator[Located]:
     groups: dict[Path, dict[str, Path]] = defaultdict(dict)
     for file in sorted(root.rglob("*")):
         if file.is_file() and file.suffix.lower() in (*IMAGE_SUFFIXES, ".txt", ".json"):
@@ -126,7 +137,9 @@ def _beside(root: Path) -> Iterator[Located]:
         if not images:
             yield where, "has no image of the same name beside it"
         elif text is None:
-            yield where, "has no .txt or .json of the same name beside it"
+            names = [image.relative_to(root).as_posix() for image in images]
+            missing = "has no .txt or .json of the same name beside it"
+            yield where, {"file_names": names} if without_text else missing
         else:
             yield (
                 text.relative_to(root).as_posix(),
@@ -147,4 +160,4 @@ def _read_text(file: Path, names: list[str]) -> dict[str, Any] | str:
     return {**content, "file_names": names} if isinstance(content, dict) else "must hold an object or a list"
 
 
-__all__ = ["FolderDataset", "image_files"]
+__all__ = ["METADATA_FILES", "FolderDataset", "folder_rows", "image_files"]

@@ -61,10 +61,23 @@ class TarShards:
         Raises:
             ValueError: If the archive is damaged.
         """
+        for archive, key, members in islice(self._rows(shard), start, None, step):
+            yield self._read_members(shard, archive, key, members)
+
+    def count(self, shard: int) -> int:
+        """How many rows a shard has. The files in it are passed over, not read.
+
+        Raises:
+            ValueError: If the archive is damaged.
+        """
+        return sum(1 for _ in self._rows(shard))
+
+    def _rows(self, shard: int) -> Iterator[tuple[tarfile.TarFile, str, list[tarfile.TarInfo]]]:
+        """The archive, the common name and the files of each row."""
         path = self.paths[shard]
         try:
             with tarfile.open(path) as archive:
-                number, key = -1, None
+                key = ""
                 members: list[tarfile.TarInfo] = []
                 for member in archive:
                     folder, slash, name = member.name.rpartition("/")
@@ -73,17 +86,24 @@ class TarShards:
                         continue
                     if folder + slash + stem != key:
                         if members:
-                            yield _read_members(archive, key, members)
-                        number, key, members = number + 1, folder + slash + stem, []
-                    if number >= start and (number - start) % step == 0:
-                        members.append(member)
+                            yield archive, key, members
+                        key, members = folder + slash + stem, []
+                    members.append(member)
                 if members:
-                    yield _read_members(archive, key, members)
+                    yield archive, key, members
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(f"{path}: damaged archive: {error}") from error
 
+    def _read_members(
+        self, shard: int, archive: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]
+    ) -> dict[str, Any]:
+        try:
+            return _read_members(archive, key, members)
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"{self.paths[shard]}: damaged archive: {error}") from error
 
-def _read_members(archive: tarfile.TarFile, key: str | None, members: list[tarfile.TarInfo]) -> dict[str, Any]:
+
+def _read_members(archive: tarfile.TarFile, key: str, members: list[tarfile.TarInfo]) -> dict[str, Any]:
     row: dict[str, Any] = {"__key__": key}
     for member in members:
         file = archive.extractfile(member)

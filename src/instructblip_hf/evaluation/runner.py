@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import set_seed
 
+from ..constants import WAIT
 from ..data.catalog import split_spec
 from ..data.schema import Example
 from ..data.sources.datasets import CatalogDataset
@@ -39,8 +39,6 @@ from .servers import SUBMISSION, submission
 from .tasks import Decoding, EvalTask, eval_task
 
 
-WAIT = timedelta(days=7)
-"""Of processes for each other: one that has long answers to give must not be given up by those that are done."""
 RESULT = "result.json"
 """File of one task's result, in its folder."""
 
@@ -344,4 +342,4 @@ def _result(
     return result
 
 
-__all__ = ["RESULT", "WAIT", "EvaluationOptions", "evaluate", "open_split"]
+__all__ = ["RESULT", "EvaluationOptions", "evaluate", "open_split"]

@@ -101,12 +101,24 @@ class RetrievalEncoder:
         Returns:
             `torch.Tensor`: Shape (pairs,), float32, on the CPU.
         """
+        return self._matching_logits(states, texts, image_index)[:, 1]
+
+    @torch.no_grad()
+    def match_probability(
+        self, states: torch.Tensor, texts: Sequence[str], image_index: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """How probable the matching head finds it that images and texts belong together; all as for `match`."""
+        return self._matching_logits(states, texts, image_index).softmax(-1)[:, 1]
+
+    def _matching_logits(
+        self, states: torch.Tensor, texts: Sequence[str], image_index: torch.Tensor | None
+    ) -> torch.Tensor:
         if image_index is not None:
             image_index = image_index.to(states.device)
-        logits = self.model.get_matching_logits(
+        logits: torch.Tensor = self.model.get_matching_logits(
             image_states=states, image_index=image_index, **self._tokens(texts)
         )  # [pairs, 2]
-        return logits[:, 1].float().cpu()
+        return logits.float().cpu()
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         cleaned = [clean_caption(text) for text in texts]

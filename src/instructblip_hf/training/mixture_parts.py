@@ -13,6 +13,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.answers import CHOICES
 from ..data.catalog import DATASETS
 from ..data.schema import SLOTS
 from ..data.sources.files import find_files
@@ -52,11 +53,13 @@ class PartArguments:
             of the catalog and for some repositories.
         image_root (`str`, *optional*): Folder that image paths are relative to, and may not leave. By default the
             root, or the file's folder.
+        answer_choice (`str`, *optional*, defaults to `"draw"`): Which of a row's answers or captions is learnt, see
+            `instructblip_hf.data.answers.choose_answer`; `"first_two"` for captions that CapFilt ranked.
         factor (`float`, *optional*, defaults to 1.0): By what the probability is multiplied.
 
     Raises:
-        ValueError: For a factor that is not positive, an unknown category, fewer than 0 bad rows or 1 row, or settings
-            of a repository without one.
+        ValueError: For a factor that is not positive, an unknown category or choice, fewer than 0 bad rows or 1 row, or
+            settings of a repository without one.
     """
 
     root: str | None = field(default=None, metadata={"help": "Folder with the official files."})
@@ -74,6 +77,7 @@ class PartArguments:
     streaming: bool = field(default=False, metadata={"help": "Whether the repository is streamed."})
     rows: int | None = field(default=None, metadata={"help": "How many rows a stream has."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
+    answer_choice: str = field(default="draw", metadata={"help": "Which of a row's answers is learnt."})
     factor: float = field(default=1.0, metadata={"help": "By what the probability is multiplied."})
 
     def __post_init__(self) -> None:
@@ -81,6 +85,12 @@ class PartArguments:
             raise ValueError(f"factor is {self.factor}; it must be positive (leave the dataset out for none of it)")
         if self.category not in SLOTS:
             raise ValueError(f"category is {self.category!r}; allowed are {', '.join(SLOTS)}")
+        if self.answer_choice not in CHOICES:
+            raise ValueError(f"answer_choice is {self.answer_choice!r}; allowed are {', '.join(CHOICES)}")
+        if self.answer_choice != "draw" and (self.file is not None or self.shapes_world is not None):
+            raise ValueError(
+                "answer_choice is of rows with several answers; those of a file and of the shapes world have one"
+            )
         if self.max_bad_rows < 0:
             raise ValueError(f"max_bad_rows is {self.max_bad_rows}; it must be at least 0")
         if self.rows is not None and self.rows < 1:
@@ -274,6 +284,7 @@ def open_part(name: str, part: PartArguments, instructions: Instructions) -> Any
     """
     from ..data.jsonl import RowFileError
 
+    instructions = replace(instructions, answer_choice=part.answer_choice)
     try:
         return _open_stream(name, part, instructions) if part.is_stream else _open_rows(name, part, instructions)
     except RowFileError as error:
