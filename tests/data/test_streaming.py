@@ -241,6 +241,7 @@ class TestTarShards:
         assert Image.open(io.BytesIO(rows[3][".png"])).getpixel((0, 0)) == (3, 1, 0)
         assert list(shards.read(1, start=1, step=2)) == rows[1::2]
         assert list(shards.read(1, start=9)) == []
+        assert [TarShards([self.shard(tmp_path, 7, rows)]).count(0) for rows in (1, 4)] == [1, 4]
 
     def test_the_reader_of_datasets_agrees(self, tmp_path):
         """Oracle: the webdataset reader of `datasets`, as a source itself."""
@@ -260,6 +261,7 @@ class TestTarShards:
         assert list(TarShards([path]).read(0)) == [
             {"__key__": "./v1.0/a", ".left.png": b"1", ".right.png": b"2", ".json": b"[]"}
         ]
+        assert TarShards([path]).count(0) == 1
 
     def test_mixed_worded_and_resumed(self, tmp_path):
         sources = {}

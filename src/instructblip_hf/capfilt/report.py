@@ -58,13 +58,13 @@ def summary(statistics: Statistics, bad_rows: int) -> dict[str, Any]:
     }
 
 
-def recipe_lines(form: str, output: Path, image_root: Path | None, rows: int, top_k: int | None) -> list[str]:
-    """How a recipe's mixture names the result."""
+def recipe_line(report: Mapping[str, Any], output: Path) -> str:
+    """How a recipe's mixture names the result in the folder `output`."""
+    top_k = report["filter"]["top_k"]
     more = "" if top_k is not None and top_k <= 2 else ", answer_choice: first_two"
-    if form == "tar":
-        return [f'web_capfilt: {{shards: "{output.resolve()}/shards/*.tar", rows: {rows}{more}}}']
-    root = (image_root or Path()).resolve()
-    return [f'web_capfilt: {{root: "{output.resolve()}", image_root: "{root}"{more}}}']
+    if report["form"] == "tar":
+        return f'web_capfilt: {{shards: "{output.resolve()}/shards/*.tar", rows: {report["rows_kept"]}{more}}}'
+    return f'web_capfilt: {{root: "{output.resolve()}", image_root: "{report["image_root"]}"{more}}}'
 
 
 def histogram(statistics: Statistics, score: str, threshold: float | None) -> bytes:
@@ -136,7 +136,6 @@ def page(
         models=f"Scores by {html.escape(about['filter']['model'])}{made_by}.",
         table=_table(about["sources"]),
         pictures=pictures,
-        recipe=html.escape("\n".join(about["recipe"])),
         sections="\n".join(sections),
     )
 
@@ -190,4 +189,4 @@ def check_bad_rows(bad: Sequence[Mapping[str, str]], allowed: int) -> None:
         )
 
 
-__all__ = ["check_bad_rows", "check_matplotlib", "histogram", "page", "recipe_lines", "summary"]
+__all__ = ["check_bad_rows", "check_matplotlib", "histogram", "page", "recipe_line", "summary"]

@@ -23,7 +23,7 @@ from .captioning import Captioner
 from .errors import CapFiltError
 from .filtering import CaptionFilter, candidates_of
 from .folder import FORMS, CapFiltFolder, Shard, cut
-from .report import check_bad_rows, check_matplotlib, page, recipe_lines, summary
+from .report import check_bad_rows, check_matplotlib, page, summary
 from .sources import Source, WebRow
 from .statistics import Statistics, sample
 
@@ -222,10 +222,13 @@ class _Run:
         check_bad_rows(bad, self.options.skip_bad_rows)
         options = self.caption_filter.options
         counts = summary(statistics, len(bad))
-        lines = recipe_lines(
-            self.folder.form, self.folder.path, self.source.image_root, counts["rows_kept"], options.top_k
-        )
-        report = {**counts, "recipe": lines, **self.settings(), "histograms": statistics.histograms}
+        root = self.source.image_root
+        report = {
+            **counts,
+            "image_root": None if root is None else str(root.resolve()),
+            **self.settings(),
+            "histograms": statistics.histograms,
+        }
         self.folder.finish(report, page(report, statistics, samples, options.minimums))
         return report
 

@@ -56,6 +56,8 @@ def run_capfilt(
 
 
 def _show(report: Mapping[str, Any], output: Path) -> None:
+    from ..capfilt.report import recipe_line
+
     rows = [("", "texts", "kept", "share")]
     for name, one in report["sources"].items():
         if one["texts"]:
@@ -67,6 +69,4 @@ def _show(report: Mapping[str, Any], output: Path) -> None:
             f"left out    {report['bad_rows']:,} rows that could not be read; {output / 'bad_rows.jsonl'} names them"
         )
     print(f"look at it: {output / 'report.html'}")
-    print("in a recipe's mixture:")
-    for line in report["recipe"]:
-        print(f"  {line}")
+    print(f"in a recipe's mixture:\n  {recipe_line(report, output)}")
