@@ -3,7 +3,8 @@
     python examples/blip_2/stages.py --output runs/stages
     python examples/blip_2/capfilt.py --filter runs/stages/first_stage --captioner instructblip-shapes-tiny --output runs/capfilt
 
-The filter is a BLIP-2 for retrieval, or of the first stage, that was trained on the shapes world. The script writes pictures with captions as a file of rows, runs CapFilt over it, and prints which share of the right captions was kept and
+The filter is a BLIP-2 for retrieval, or of the first stage, that was trained on the shapes world. The script writes
+pictures with captions as a file of rows, runs CapFilt over it, and prints which share of the right captions was kept and
 which share of the wrong ones was dropped. A wrong caption is one of another picture that differs from the right one, so
 that it names an object too many or too few. OUTPUT/result/report.html shows what was done.
 """
@@ -18,8 +19,8 @@ from typing import Any
 
 from instructblip_hf.capfilt import (
     CapFiltOptions,
-    CaptionFilter,
     Captioner,
+    CaptionFilter,
     CaptionOptions,
     FilterOptions,
     capfilt,

@@ -267,10 +267,17 @@ class TestInstructions:
         """As BLIP-2 samples captions that CapFilt ranked: the third is never learnt, the others in half of the epochs."""
         example = {**example_of("image_captioning"), "answers": ["best", " ", "second", "third"]}
         instructions = Instructions(answer_choice="first_two", seed=3)
-        learnt = Counter(instructions.row(example, row, epoch)["completion"] for row in range(20) for epoch in range(50))
+        learnt = Counter(
+            instructions.row(example, row, epoch)["completion"] for row in range(20) for epoch in range(50)
+        )
         assert set(learnt) == {"best", "second"}
         assert abs(learnt["best"] - 500) < 80
-        assert Instructions(answer_choice="first_two").row({**example_of("image_captioning"), "answers": ["one"]})["completion"] == "one"
+        assert (
+            Instructions(answer_choice="first_two").row({**example_of("image_captioning"), "answers": ["one"]})[
+                "completion"
+            ]
+            == "one"
+        )
 
     def test_free_answers_beside_options(self):
         """As in A-OKVQA: an option is learnt where options are shown, an annotator's words where they are not."""

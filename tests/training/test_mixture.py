@@ -139,7 +139,10 @@ def changed(**changes):
         (changed(datasets={"okvqa": {"file": "own/rows.jsonl"}}), "okvqa is a dataset of the catalog; give data"),
         (changed(datasets={"okvqa": {"factor": 0}}), "datasets.okvqa: factor is 0.0; it must be positive"),
         (changed(datasets={"okvqa": {"answer_choice": "best"}}), "answer_choice is 'best'; allowed are draw, "),
-        (changed(datasets={"own": {"file": "a.jsonl", "answer_choice": "first_two"}}), "answer_choice is of rows with"),
+        (
+            changed(datasets={"own": {"file": "a.jsonl", "answer_choice": "first_two"}}),
+            "answer_choice is of rows with",
+        ),
         (changed(datasets={"okvqa": {"factor": "much"}}), "datasets.okvqa.factor: must be a number, not 'much'"),
         (changed(datasets={"okvqa": {"split": "trian"}}), "okvqa has no split 'trian'; it has train, val"),
         (changed(datasets={"aokvqa": {"split": "test"}}, root="own"), "no folder"),
