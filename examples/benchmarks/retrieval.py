@@ -8,8 +8,8 @@ scores are. "spread" features have independent directions. "crowded" ones have m
 real models have: rows of two images have a cosine of about 0.7. A query is a row of the index with as much noise added.
 
 The index is written to a folder (--folder; 2.5 GB for 100,000 images, removed afterwards), so that what is timed is what
-`instructblip search` does with mapped files. Every query is searched once before timing, so that what is read is in
-memory; the time of a query is the best of several. Hits are compared with those of scoring everything in float64, and
+a program does that opens an index (which reads the codes into memory) and searches it. Every query is searched once before
+timing; the time of a query is the best of several. Hits are compared with those of scoring everything in float64, and
 nothing is timed unless they are the same. "codes" is `FeatureSearch`, "faiss" `FaissSearch`, and "float32" a product of all
 features with the query in float32, whose hits are not compared.
 """
@@ -103,7 +103,7 @@ def rows_of_table(
         if side == "float32":
             search_for: Callable[[torch.Tensor], Any] = partial(all_in_float32, index, k=k)
         else:
-            search = open_search(FeatureIndex(index.folder), "torch" if side == "codes" else side)
+            search = open_search(FeatureIndex(index.folder), "torch" if side == "codes" else side, preload=True)
             search_for = partial(search.top, k=k)
         opening = time.perf_counter() - begin
         again = "all"

@@ -54,7 +54,7 @@ def test_equals_scoring_everything(tmp_path, rows, query_rows, integers):
     # Close together, so that codes alone give another order.
     features = unit(torch.ones(SIZE) + 0.02 * torch.randn(170, rows, SIZE, generator=generator))
     query = unit(torch.randn(query_rows, SIZE, generator=generator))
-    search = FeatureSearch(make_index(tmp_path / "index", features))
+    search = FeatureSearch(make_index(tmp_path / "index", features), preload=rows == 5)
     assert search.uses_codes
     search.uses_codes = integers
     for k in (1, 7, 170):
@@ -74,7 +74,7 @@ def test_codes_alone_would_be_wrong_and_leave_few_to_score_again(tmp_path):
     candidates = search._candidates(query, 10).tolist()
     assert set(range(100, 120)) >= {int(name) for name, _ in expected}
     assert 10 <= len(candidates) < 60
-    codes = torch.cat([QueryCodes(query).scores(shard.codes, shard.scales) for shard in search._shards])
+    codes = torch.cat([QueryCodes(query).scores(*part) for part in search._codes])
     assert [f"{place:04d}" for place in codes.topk(10).indices.tolist()] != [name for name, _ in expected]
 
 
@@ -157,7 +157,7 @@ def test_codes_that_are_off_by_all_they_can_be(tmp_path):
     query[0] = 0
     index = make_index(tmp_path / "index", torch.stack([high, low]).unsqueeze(1), stored_in="float32")
     search = FeatureSearch(index)
-    scores = torch.cat([QueryCodes(query.unsqueeze(0)).scores(shard.codes, shard.scales) for shard in search._shards])
+    scores = torch.cat([QueryCodes(query.unsqueeze(0)).scores(*part) for part in search._codes])
     assert scores.tolist() == pytest.approx([22, 3], abs=0.01)
     assert search.top(query, 1) == [Hit(("0001",), pytest.approx(22 * 0.49 + 3, rel=1e-6))]
 

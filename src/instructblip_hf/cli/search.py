@@ -44,7 +44,7 @@ def run_search(
         from ..retrieval.search import open_search
 
         check_same_model(index, encoder)
-        search = open_search(index, backend)
+        search = open_search(index, backend, preload=len(texts) + len(images) > 1)
         found = []
         for query, picture in zip([*texts, *images], [None] * len(texts) + opened):
             hits = _search(encoder, index, search, query, picture, max(top_k, rerank), rerank, batch_size)[:top_k]

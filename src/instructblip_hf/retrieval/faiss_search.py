@@ -5,8 +5,8 @@ their rows. How many rows that takes is not known before, so as many more are as
 be among the best k: FAISS sums float32 in an order of its own, which errs by at most a known part of the lengths. What is
 left is scored in float64 as ever.
 
-It reads features into an index of its own in memory (float16 as float16), and is no faster than the codes
-(docs/retrieval.md): it is for those who want to compare.
+It reads features into an index of its own in memory (float16 as float16), twice what the codes need. docs/retrieval.md
+compares the two.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class FaissSearch(FeatureSearch):
         except ImportError as error:
             raise ImportError(
                 "the faiss backend needs the package faiss-cpu: pip install 'instructblip-hf[faiss]'; without it the "
-                "search is exact and as fast"
+                "search is exact too"
             ) from error
         super().__init__(index)
         size = self.facts.size

@@ -5,7 +5,8 @@ An image has a row for each query of the Q-Former, a text has one. First all ite
 k-th highest lower end cannot be among the best k. Those left, mostly a few dozen, are scored in float64 by the features
 themselves. So the result is that of scoring everything in float64, and only a part of the index is read: the codes.
 
-Shards are mapped from the disk and looked at one at a time; what grows with the index are three numbers an item.
+Shards are mapped from the disk and looked at one at a time, or their codes are read into memory; what else grows with the
+index are three numbers an item.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .codes import QueryCodes, has_integer_product
 from .index import FeatureIndex, Shard
 
 
+_SCAN_ITEMS = 8192  # scored by codes at a time where they are in memory
 _CHUNK_ITEMS = 256  # scored in float64 at a time: 16 MB with 32 rows of 256
 
 
@@ -46,6 +48,8 @@ class FeatureSearch:
 
     Args:
         index (`FeatureIndex`): The index, which must not be written meanwhile.
+        preload (`bool`, *optional*, defaults to `False`): Read the codes into memory, 8 kB an image, rather than map them.
+            For many searches: what is only mapped can leave the memory again.
 
     Raises:
         ValueError: If a shard is missing or damaged.
@@ -55,7 +59,7 @@ class FeatureSearch:
             scored in float64, which takes about ten times as long.
     """
 
-    def __init__(self, index: FeatureIndex) -> None:
+    def __init__(self, index: FeatureIndex, preload: bool = False) -> None:
         self.facts = index.facts
         self._shards: list[Shard] = list(index.shards())
         starts, count = {}, 0
@@ -69,6 +73,10 @@ class FeatureSearch:
         self._is_there = torch.zeros(count, dtype=torch.bool)
         self._is_there[torch.tensor(sorted(self._names), dtype=torch.int64)] = True
         self.uses_codes = has_integer_product()
+        self._codes = [(shard.codes, shard.scales) for shard in self._shards]
+        if preload and self._codes:
+            codes, scales = (torch.cat(parts) for parts in zip(*self._codes))
+            self._codes = list(zip(codes.split(_SCAN_ITEMS), scales.split(_SCAN_ITEMS)))
         self._lengths = torch.cat([shard.lengths for shard in self._shards] or [torch.empty(0)])
         self._rests = torch.cat([shard.rests for shard in self._shards] or [torch.empty(0)])
 
@@ -133,7 +141,7 @@ class FeatureSearch:
         if not self.uses_codes:
             return self._is_there.nonzero().flatten()
         coded = QueryCodes(query)
-        scores = torch.cat([coded.scores(shard.codes, shard.scales) for shard in self._shards]).double()  # [items]
+        scores = torch.cat([coded.scores(*part) for part in self._codes]).double()  # [items]
         bounds = coded.bounds(self._lengths, self._rests)
         lower = torch.where(self._is_there, scores - bounds, -torch.inf)
         threshold = lower.topk(k).values[-1]
@@ -143,12 +151,13 @@ class FeatureSearch:
 BACKENDS = ("torch", "faiss")
 
 
-def open_search(index: FeatureIndex, backend: str = "torch") -> FeatureSearch:
+def open_search(index: FeatureIndex, backend: str = "torch", preload: bool = False) -> FeatureSearch:
     """A search of an index.
 
     Args:
         index (`FeatureIndex`): The index.
         backend (`str`, *optional*, defaults to `"torch"`): Or ``"faiss"``, which finds the same.
+        preload (`bool`, *optional*, defaults to `False`): As for `FeatureSearch`; FAISS has all in memory.
 
     Raises:
         ImportError: If FAISS is asked for and not installed.
@@ -157,7 +166,7 @@ def open_search(index: FeatureIndex, backend: str = "torch") -> FeatureSearch:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}")
     if backend == "torch":
-        return FeatureSearch(index)
+        return FeatureSearch(index, preload)
 
     from .faiss_search import FaissSearch
 
