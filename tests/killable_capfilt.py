@@ -50,10 +50,13 @@ def _run(sources, out, environment, kill, options):
     from transformers.utils import logging
 
     from instructblip_hf.capfilt import capfilt, open_source
+    from instructblip_hf.cli.launching import device_of_process
     from tiny_capfilt import caption_filter, captioner, work
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
+    # As the command does, without --device where there is no accelerator.
+    device_of_process("cpu" if torch.accelerator.is_available() else None)
     if kill is not None:
         _die_at(*kill)
     capfilt(open_source(sources), out, caption_filter(min_itm=0.4), captioner(), work(**options))

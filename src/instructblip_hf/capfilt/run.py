@@ -2,13 +2,15 @@
 
 Rows are cut into shards, which processes take in turn. A shard goes through the models in batches that begin at its first
 row, so that its content depends neither on the number of processes nor on where a run was cut off; and a run that was
-killed goes on with the shards that are not in the journal. No more than a batch of images is in memory.
+killed goes on with the shards that are not in the journal. No more than two batches of images are in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ class CapFiltOptions:
         rows_per_shard (`int`, *optional*, defaults to 1000): Rows that are finished together; what a kill can cost each
             process.
         batch_size (`int`, *optional*, defaults to 8): Images that go through the models at once.
+        workers (`int`, *optional*, defaults to 2): Threads that read images, a batch ahead of the models.
         skip_bad_rows (`int`, *optional*, defaults to 0): Rows that may be left out because they cannot be read.
         progress (`bool`, *optional*, defaults to `True`): Whether there is a progress bar.
 
@@ -48,13 +51,14 @@ class CapFiltOptions:
     form: str | None = None
     rows_per_shard: int = 1000
     batch_size: int = 8
+    workers: int = 2
     skip_bad_rows: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
         if self.form is not None and self.form not in FORMS:
             raise ValueError(f"form is {self.form!r}; allowed are {', '.join(FORMS)}")
-        for name, least in (("rows_per_shard", 1), ("batch_size", 1), ("skip_bad_rows", 0)):
+        for name, least in (("rows_per_shard", 1), ("batch_size", 1), ("workers", 1), ("skip_bad_rows", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
@@ -165,9 +169,7 @@ class _Run:
         number = shard.start - 1
         with self.folder.writing(shard) as writer:
             batch: list[_Opened] = []
-            stretch = self.source.read(shard.part, shard.start, shard.rows)
-            for number, (where, row) in enumerate(stretch, start=shard.start):
-                opened = row if isinstance(row, str) else self._open(row, number)
+            for number, where, opened in self._opened(shard):
                 if isinstance(opened, str):
                     bad.append({"row": where, "problem": opened})
                     check_bad_rows(bad, max(0, allowed))
@@ -186,8 +188,27 @@ class _Run:
             writer.entry = {"statistics": statistics.content(), "samples": samples, "bad": bad}
         return len(bad)
 
-    def _open(self, row: WebRow, number: int) -> _Opened | str:
+    def _opened(self, shard: Shard) -> Iterator[tuple[int, str, _Opened | str]]:
+        """Rows of a shard in order, with their images, which threads read while the models work; or what is wrong."""
+        rows = enumerate(self.source.read(shard.part, shard.start, shard.rows), start=shard.start)
+        waiting: deque[tuple[int, str, Future[_Opened | str]]] = deque()
+        with ThreadPoolExecutor(self.options.workers) as threads:
+            try:
+                for number, (where, row) in rows:
+                    waiting.append((number, where, threads.submit(self._open, row, number)))
+                    if len(waiting) > self.options.batch_size:
+                        number, where, opened = waiting.popleft()
+                        yield number, where, opened.result()
+                while waiting:
+                    number, where, opened = waiting.popleft()
+                    yield number, where, opened.result()
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+    def _open(self, row: WebRow | str, number: int) -> _Opened | str:
         """A row with its image, or what is wrong with it."""
+        if isinstance(row, str):
+            return row
         if self.captioner is None and not row.texts:
             return "has no caption, and there is no captioner to make one"
         try:

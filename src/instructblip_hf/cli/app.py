@@ -352,6 +352,7 @@ def capfilt(
         int, typer.Option(min=1, help="Rows that are finished together; what a kill can cost.")
     ] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the models at once.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read images while the models work.")] = 2,
     skip_bad_rows: Annotated[
         int, typer.Option(metavar="N", min=0, help="Leave out up to N rows that cannot be read.")
     ] = 0,
@@ -385,6 +386,7 @@ def capfilt(
         "form": form,
         "rows_per_shard": rows_per_shard,
         "batch_size": batch_size,
+        "workers": workers,
         "skip_bad_rows": skip_bad_rows,
     }
     run_capfilt(source, output, filter_model, captioner, image_root, captions, kept, work, device, dtype)

@@ -34,14 +34,17 @@ def become_launched(config: str, processes: int | None, arguments: Sequence[str]
 
 
 def device_of_process(device: str | None) -> str | None:
-    """The device that was asked for; of several processes each has an accelerator of its own."""
+    """The device that was asked for; of several processes each has an accelerator of its own, where there are any."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
 
+    import torch
     from accelerate import PartialState
 
     from ..constants import WAIT
 
     if device is not None and ":" in device:
         raise ValueError(f"--device is {device}, and of several processes each has a device of its own; leave it out")
-    return str(PartialState(cpu=device == "cpu", timeout=WAIT).device)
+    # Without an accelerator accelerate has to be told, or each process takes itself for the only one.
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    return str(PartialState(cpu=on_cpu, timeout=WAIT).device)

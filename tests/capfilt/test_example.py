@@ -1,0 +1,53 @@
+"""The example on the shapes world: which captions it makes wrong, what it counts, and a run with random models."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiny_retrieval import save_retrieval_checkpoint
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "blip_2" / "capfilt.py"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("capfilt_example", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_wrong_captions_are_other_captions(example):
+    captions = ["a", "b", "a", "c", "a", "d"] * 50
+    wrong = example.swapped(captions, 1 / 3, 0)
+    assert len(wrong) == 100
+    assert all(caption != captions[number] and caption in captions for number, caption in wrong.items())
+    assert example.swapped(captions, 1 / 3, 1) != wrong
+
+
+def test_shares(example, tmp_path):
+    def row(wrong, kept, source="web"):
+        return {
+            "wrong": wrong,
+            "candidates": [{"source": source, "kept": kept}, {"source": "synthetic", "kept": True}],
+        }
+
+    kept = [row(False, True), row(False, True), row(False, True), row(True, True), row(False, False)]
+    dropped = [row(True, False)] * 3
+    for name, rows in (("annotation.jsonl", kept), ("dropped.jsonl", dropped)):
+        (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert example.shares(tmp_path) == {"right captions kept": 0.75, "wrong captions dropped": 0.75}
+
+
+def test_a_run(example, tmp_path, monkeypatch, capsys):
+    model = save_retrieval_checkpoint(tmp_path / "model")
+    arguments = ["capfilt.py", "--filter", str(model), "--images", "9", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--device", "cpu"])
+    example.main()
+    rows = (tmp_path / "out" / "pictures" / "annotation.jsonl").read_text().splitlines()
+    assert [json.loads(row)["wrong"] for row in rows].count(True) == 3
+    assert "of 9" in capsys.readouterr().out
