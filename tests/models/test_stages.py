@@ -153,6 +153,7 @@ def test_the_first_stage_starts_from_bert(tmp_path):
 def test_the_vocabulary_grows_to_the_tokenizer():
     class Processor:
         tokenizer = range(61)
+        image_token_id = 60
 
     source = bert()
     model = Blip2ForPreTraining.from_vision_bert_pretrained(first_stage().vision_model, source, processor=Processor())
@@ -161,6 +162,7 @@ def test_the_vocabulary_grows_to_the_tokenizer():
     assert model.cls.predictions.decoder.weight is model.embeddings.word_embeddings.weight
     assert torch.equal(model.cls.predictions.bias[:57], source.cls.predictions.bias)
     assert model.config.qformer_config.vocab_size == 61
+    assert model.config.image_token_id == 60
 
 
 def test_a_bert_without_its_head_is_refused():

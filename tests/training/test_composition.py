@@ -17,6 +17,9 @@ from tiny_models import our_blip_2, our_model
 from tiny_shapes import tiny_model, tiny_processor
 
 
+IMAGE = torch.zeros(3, 56, 56, dtype=torch.uint8).numpy()
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     return save_stages(tmp_path_factory.mktemp("parts"))
@@ -31,6 +34,14 @@ def test_a_first_stage_of_tower_and_bert(parts):
     assert processor.tokenizer.bos_token == "[DEC]"
     assert model.embeddings.word_embeddings.num_embeddings == len(processor.tokenizer)
     assert processor.image_processor.size["height"] == 56
+    inputs = processor(images=IMAGE, text="red circle", return_tensors="pt")
+    assert inputs["input_ids"].shape[1] > 5, "with placeholders in front"
+    apart = processor(text="red circle", return_tensors="pt")
+    with torch.no_grad():
+        expected = model.get_text_features(**apart).text_embeds
+        torch.testing.assert_close(
+            model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).text_embeds, expected
+        )
     tower = tiny_model().vision_model.state_dict()
     assert all(torch.equal(value, tower[name]) for name, value in model.vision_model.state_dict().items())
 
@@ -51,9 +62,7 @@ def test_instruction_tuning_of_both_stages(parts):
     chosen = PartsArguments(first_stage=str(parts["first_stage"]), second_stage=str(parts["second_stage"]))
     model, processor = compose(chosen, torch.float32)
     assert isinstance(model, InstructBlipForConditionalGeneration)
-    inputs = processor(
-        images=torch.zeros(3, 56, 56, dtype=torch.uint8).numpy(), text="what color is it ?", return_tensors="pt"
-    )
+    inputs = processor(images=IMAGE, text="what color is it ?", return_tensors="pt")
     assert model(**inputs).logits.isfinite().all()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 
-BUNDLED_CHECKPOINTS = ("instructblip-shapes-tiny", "instructblip-shapes-tiny-pretrained")
-"""Names that `bundled_checkpoint` knows: the instruction-tuned model, and the one before instruction tuning."""
+BUNDLED_CHECKPOINTS = ("instructblip-shapes-tiny", "instructblip-shapes-tiny-pretrained", "blip2-shapes-tiny")
+"""Names that `bundled_checkpoint` knows: the instruction-tuned model, the one before instruction tuning, and BLIP-2's first
+stage, which compares and matches images and texts."""
 
 
 def bundled_checkpoint(name: str = "instructblip-shapes-tiny") -> Path:

@@ -162,7 +162,8 @@ class Blip2ForImageTextRetrieval(StrictLoadingMixin, PreTrainedModel):
             num_query_tokens (`int`, *optional*, defaults to 32): Query tokens.
             image_text_hidden_size (`int`, *optional*, defaults to 256): Width of the space to compare in.
             processor ([`Blip2Processor`], *optional*):
-                Gives the size that the text embedding grows to where its tokenizer is larger, with `[DEC]`.
+                Gives the placeholder's token id, and the size that the text embedding grows to where its tokenizer is
+                larger, with `[DEC]`.
             qformer_config ([`Blip2QFormerConfig`], *optional*): By default BERT's shape.
             vision_kwargs (`dict`, *optional*): For loading the vision tower.
 
@@ -189,6 +190,8 @@ class Blip2ForImageTextRetrieval(StrictLoadingMixin, PreTrainedModel):
             qformer_config=options,
             num_query_tokens=num_query_tokens,
             image_text_hidden_size=image_text_hidden_size,
+            # Images and texts that are prepared together come with placeholders, which are left out by this id.
+            image_token_index=processor.image_token_id if processor is not None else None,
         )
         # A composite configuration resets the attention of its parts, which are models already.
         vision_model.config._attn_implementation = attention
