@@ -59,27 +59,52 @@ def test_its_qformer_reads_the_instruction(answerer, evaluation):
 
 @pytest.mark.parametrize("name", BUNDLED_CHECKPOINTS)
 def test_weights_are_small_on_disk_and_float32_in_memory(name):
-    from instructblip_hf import InstructBlipForConditionalGeneration
+    from instructblip_hf.models.families import family_of
 
     folder = bundled_checkpoint(name)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8 * 2**20
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118
-    model = InstructBlipForConditionalGeneration.from_pretrained(folder)
+    model = family_of(folder)[1].from_pretrained(folder)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
 
 
 @pytest.mark.parametrize("name", BUNDLED_CHECKPOINTS)
 def test_stock_transformers_opens_them(name):
-    from transformers import InstructBlipForConditionalGeneration as Stock
+    import transformers
 
-    _, info = Stock.from_pretrained(bundled_checkpoint(name), output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    is_first_stage = name.startswith("blip2")
+    kind = "Blip2ForImageTextRetrieval" if is_first_stage else "InstructBlipForConditionalGeneration"
+    _, info = getattr(transformers, kind).from_pretrained(bundled_checkpoint(name), output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "mismatched_keys"))
+    # What stock transformers has no place for.
+    left = {key for key in info["unexpected_keys"] if not (is_first_stage and key.startswith(("temp", "cls.")))}
+    assert not left
 
 
-def test_both_share_vision_tower_and_language_model():
+def test_all_share_vision_tower_and_language_model():
     files = [safe_open(bundled_checkpoint(name) / "model.safetensors", "pt") for name in BUNDLED_CHECKPOINTS]
-    for key in files[0].keys():  # noqa: SIM118
-        if key.startswith(("vision_model", "language_model")):
-            assert torch.equal(files[0].get_tensor(key), files[1].get_tensor(key))
+    for other in files[1:]:
+        shared = [key for key in other.keys() if key.startswith(("vision_model", "language_model"))]  # noqa: SIM118
+        assert shared
+        for key in shared:
+            if not key.startswith("vision_model.post_layernorm"):
+                assert torch.equal(files[0].get_tensor(key), other.get_tensor(key)), key
+
+
+def test_the_first_stage_finds_captions_and_images():
+    from instructblip_hf import Blip2ForImageTextRetrieval, Blip2Processor
+    from instructblip_hf.retrieval import RetrievalEncoder, retrieval_scores
+
+    folder = bundled_checkpoint("blip2-shapes-tiny")
+    encoder = RetrievalEncoder(
+        Blip2ForImageTextRetrieval.from_pretrained(folder).eval(), Blip2Processor.from_pretrained(folder)
+    )
+    world = ShapesWorld(FRESH_SEED, split="test")
+    rows = {row["completion"]: row for row in world.examples(80, task="caption")}
+    images = [row["images"][0] for row in rows.values()]
+    to_texts, to_images = retrieval_scores(encoder, images, list(rows), progress=False)
+    right = torch.arange(len(rows)).numpy()
+    assert (to_texts.argmax(1) == right).mean() >= 0.9
+    assert (to_images.argmax(1) == right).mean() >= 0.9
