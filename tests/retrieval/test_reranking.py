@@ -6,7 +6,7 @@ import torch
 
 from instructblip_hf.evaluation.retrieval import evaluate_retrieval
 from instructblip_hf.retrieval import Hit, rerank_images, rerank_texts, retrieval_scores
-from instructblip_hf.retrieval.encoding import clean_caption
+from instructblip_hf.utils.caption_text import clean_caption
 from tiny_retrieval import draw_image, retrieval_encoder
 
 

@@ -6,25 +6,17 @@ punctuation left out, at most 50 words; then at most 35 tokens. Features are com
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..utils.caption_text import clean_caption
 from ..utils.fingerprints import describe_model, fingerprint_of_processor
 from ..utils.images import load_image
 
 
 MAX_TEXT_TOKENS = 35
-_MAX_WORDS = 50
-_LEFT_OUT = re.compile(r"[.!\"()*#:;~]")
-
-
-def clean_caption(text: str) -> str:
-    """A caption as the models are used to it."""
-    words = re.sub(r"\s{2,}", " ", _LEFT_OUT.sub(" ", text.lower())).strip(" \n").split(" ")
-    return " ".join(words[:_MAX_WORDS])
 
 
 class RetrievalEncoder:

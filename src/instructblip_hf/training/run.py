@@ -202,6 +202,7 @@ def _collator_of(
             same_image_targets=first_stage.same_image_targets,
             image_inputs=image_inputs,
             augmentation=augmentation,
+            clean_captions=recipe.data.clean_captions,
         )
     if recipe.first_stage is not None:
         raise ValueError(
@@ -217,6 +218,7 @@ def _collator_of(
         share_images=args.n_gpu <= 1 and augmentation is None,
         image_inputs=image_inputs,
         augmentation=augmentation,
+        clean_captions=recipe.data.clean_captions,
     )
 
 
