@@ -53,20 +53,30 @@ def write_pictures(folder: Path, count: int, share: float, seed: int) -> None:
             example["images"][0].save(folder / name)
             caption = wrong.get(number, example["completion"])
             # What a row says beside image and caption is kept in the result.
-            file.write(json.dumps({"image": name, "caption": caption, "wrong": number in wrong}) + "\n")
+            row = {"image": name, "caption": caption, "right": example["completion"], "wrong": number in wrong}
+            file.write(json.dumps(row) + "\n")
 
 
 def shares(result: Path) -> dict[str, float]:
-    """Share of the right captions that was kept, and of the wrong ones that was dropped."""
+    """Share of the right captions that was kept, of the wrong ones that was dropped, and of right ones in all."""
     kept: dict[bool, list[bool]] = {False: [], True: []}
+    texts: list[bool] = []
     for name in ("annotation.jsonl", "dropped.jsonl"):
         for line in (result / name).read_text().splitlines():
             row: dict[str, Any] = json.loads(line)
             kept[row["wrong"]] += [one["kept"] for one in row["candidates"] if one["source"] == "web"]
+            texts += [objects(text) == objects(row["right"]) for text in row.get("caption", [])]
     return {
         "right captions kept": sum(kept[False]) / len(kept[False]),
         "wrong captions dropped": 1 - sum(kept[True]) / len(kept[True]),
+        "right before": len(kept[False]) / (len(kept[False]) + len(kept[True])),
+        "right after": sum(texts) / len(texts) if texts else 0.0,
     }
+
+
+def objects(caption: str) -> list[str]:
+    """What a caption names, in no order."""
+    return sorted(part.strip() for part in caption.split(","))
 
 
 def main() -> None:

@@ -30,17 +30,25 @@ def test_wrong_captions_are_other_captions(example):
 
 
 def test_shares(example, tmp_path):
-    def row(wrong, kept, source="web"):
-        return {
-            "wrong": wrong,
-            "candidates": [{"source": source, "kept": kept}, {"source": "synthetic", "kept": True}],
-        }
+    def row(wrong, kept, *captions):
+        candidates = [{"source": "web", "kept": kept}, {"source": "synthetic", "kept": True}]
+        return {"wrong": wrong, "right": "a ring, a cross", "caption": list(captions), "candidates": candidates}
 
-    kept = [row(False, True), row(False, True), row(False, True), row(True, True), row(False, False)]
+    kept = [
+        row(False, True, "a ring, a cross"),
+        row(False, True, "a cross, a ring", "a ring"),
+        row(True, True, "a dog"),
+    ]
+    kept += [row(False, True, "a ring, a cross"), row(False, False, "a cross, a ring")]
     dropped = [row(True, False)] * 3
     for name, rows in (("annotation.jsonl", kept), ("dropped.jsonl", dropped)):
         (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in rows))
-    assert example.shares(tmp_path) == {"right captions kept": 0.75, "wrong captions dropped": 0.75}
+    assert example.shares(tmp_path) == {
+        "right captions kept": 0.75,
+        "wrong captions dropped": 0.75,
+        "right before": 0.5,
+        "right after": 4 / 6,
+    }
 
 
 def test_a_run(example, tmp_path, monkeypatch, capsys):

@@ -133,9 +133,9 @@ class Captioner:
         if options.sampled:
             draws = caption_draws(options.seed, keys, options.sampled, options.max_new_tokens)
             nucleus = KeyedNucleus(draws.to(self.model.device, torch.float32), options.top_p, options.temperature)
-            # The one token that is left has probability 1; other warpers of the checkpoint's configuration are off.
-            drawn = {"num_beams": 1, "do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-            self._add(captions, inputs, options.sampled, {**drawn, "logits_processor": [nucleus]})
+            # One token is left to sample, whatever else the checkpoint's configuration says of sampling.
+            drawn = {"num_beams": 1, "do_sample": True, "logits_processor": [nucleus]}
+            self._add(captions, inputs, options.sampled, drawn)
         return captions
 
     def _add(self, captions: list[list[str]], inputs: Any, count: int, decoding: dict[str, Any]) -> None:
