@@ -1,12 +1,12 @@
 """CapFilt on the shapes world: a third of the captions are those of other pictures, and are to be found and left out.
 
-    python examples/blip_2/stages.py --output runs/stages
-    python examples/blip_2/capfilt.py --filter runs/stages/first_stage --captioner instructblip-shapes-tiny --output runs/capfilt
+    python examples/blip_2/capfilt.py --output outputs/capfilt
 
-The filter is a BLIP-2 for retrieval, or of the first stage, that was trained on the shapes world. The script writes
-pictures with captions as a file of rows, runs CapFilt over it, and prints which share of the right captions was kept and
-which share of the wrong ones was dropped. A wrong caption is one of another picture that differs from the right one, so
-that it names an object too many or too few. OUTPUT/result/report.html shows what was done.
+Filter and captioner are the bundled models, which know the shapes world; others are named by --filter (a BLIP-2 for
+retrieval, or of the first stage) and --captioner ("" for none). The script writes pictures with captions as a file of
+rows, runs CapFilt over it, and prints which share of the right captions was kept and which share of the wrong ones was
+dropped. A wrong caption is one of another picture that differs from the right one, so that it names an object too many or
+too few. OUTPUT/result/report.html shows what was done.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def objects(caption: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--filter", required=True, help="Folder of a BLIP-2 for retrieval or of the first stage.")
-    parser.add_argument("--captioner", help="Makes captions; without it the captions there are are filtered.")
+    parser.add_argument("--filter", default="blip2-shapes-tiny", help="Compares captions with pictures.")
+    parser.add_argument("--captioner", default="instructblip-shapes-tiny", help='Makes captions; "" for none.')
     parser.add_argument("--prompt", default="describe the image .", help="For the captioner.")
     parser.add_argument("--sampled", type=int, default=10, help="Captions an image.")
     parser.add_argument("--images", type=int, default=600)
@@ -102,7 +102,7 @@ def main() -> None:
     options = FilterOptions(arguments.rank_by, min_itm=arguments.min_itm, top_k=arguments.top_k)
     caption_filter = CaptionFilter(RetrievalEncoder(loaded.model, loaded.processor, loaded.name), options)
     captioner = None
-    if arguments.captioner is not None:
+    if arguments.captioner:
         loaded = load(arguments.captioner, arguments.device)
         made = CaptionOptions(prompt=arguments.prompt, sampled=arguments.sampled)
         captioner = Captioner(loaded.model, loaded.processor, made, loaded.name)

@@ -1,4 +1,4 @@
-"""The example on the shapes world: which captions it makes wrong, what it counts, and a run with random models."""
+"""The example on the shapes world: which captions it makes wrong, what it counts, and what the bundled models make of it."""
 
 import importlib.util
 import json
@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tiny_retrieval import save_retrieval_checkpoint
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "blip_2" / "capfilt.py"
@@ -51,11 +49,15 @@ def test_shares(example, tmp_path):
     }
 
 
-def test_a_run(example, tmp_path, monkeypatch, capsys):
-    model = save_retrieval_checkpoint(tmp_path / "model")
-    arguments = ["capfilt.py", "--filter", str(model), "--images", "9", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--device", "cpu"])
+def test_right_captions_are_kept_and_wrong_ones_dropped(example, tmp_path, monkeypatch, capsys):
+    arguments = ["capfilt.py", "--images", "150", "--output", str(tmp_path / "out"), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", arguments)
     example.main()
     rows = (tmp_path / "out" / "pictures" / "annotation.jsonl").read_text().splitlines()
-    assert [json.loads(row)["wrong"] for row in rows].count(True) == 3
-    assert "of 9" in capsys.readouterr().out
+    assert [json.loads(row)["wrong"] for row in rows].count(True) == 50
+    shares = example.shares(tmp_path / "out" / "result")
+    assert shares["right captions kept"] >= 0.9
+    assert shares["wrong captions dropped"] >= 0.9
+    assert shares["right after"] >= 0.9 > 0.7 > shares["right before"]
+    shown = dict(line.rsplit(None, 1) for line in capsys.readouterr().out.splitlines()[:4])
+    assert shown == {name: f"{share:.3f}" for name, share in shares.items()}

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..retrieval.encoding import RetrievalEncoder, clean_caption
+from ..retrieval.encoding import RetrievalEncoder
+from ..utils.caption_text import clean_caption
 
 
 SCORES = ("itm", "itc")
