@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from instructblip_hf.capfilt import CapFiltError, CapFiltOptions, capfilt, open_source
 from instructblip_hf.capfilt.filtering import candidates_of
@@ -296,6 +297,14 @@ def test_a_folder_belongs_to_its_settings(web, tmp_path):
     with pytest.raises(CapFiltError, match="is not empty, and is no folder of CapFilt"):
         capfilt(open_source([web]), tmp_path / "mine", caption_filter(), None, work())
     assert tree(tmp_path / "mine") == {"thesis.txt": b"text"}
+
+
+def test_one_run_at_a_time(web, tmp_path):
+    (tmp_path / "out" / "parts").mkdir(parents=True)
+    with FileLock(tmp_path / "out" / "parts" / "lock"):
+        with pytest.raises(CapFiltError, match="another run is writing .*out: wait for it"):
+            capfilt(open_source([web]), tmp_path / "out", caption_filter(), None, work())
+    assert capfilt(open_source([web]), tmp_path / "out", caption_filter(), None, work())["rows"] == ROWS
 
 
 def test_wrong_places_and_forms(web, archives, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -120,6 +121,8 @@ def test_rows_that_cannot_be_used(tmp_path):
         '{"images": ["a.png", "b.png"], "caption": "c"}',
         '{"image": "a.png", "caption": 3}',
         '{"image": "a.png", "prompt": "p", "completion": "c"}',
+        '{"image": "a.png", "caption": "half a \\ud83d smile"}',
+        '{"image": "\\ud83d.png", "caption": "c"}',
         "{",
         "[]",
     ]
@@ -133,6 +136,8 @@ def test_rows_that_cannot_be_used(tmp_path):
         "must have the path of one image",
         "must be answers, not",
         "has prompt, so it is a training row",
+        "half of one (lone surrogates)",
+        "half of one (lone surrogates): '?.png'",
         "not readable as JSON",
         "must be an object",
     ]
@@ -169,3 +174,14 @@ def test_what_cannot_be_opened(tmp_path):
     (tmp_path / "bad.tar").write_bytes(archive.read_bytes()[:700])
     with pytest.raises(ValueError, match="bad.tar: damaged archive"):
         open_source([tmp_path / "bad.tar"]).count(0)
+
+
+def test_names_that_are_no_text(tmp_path):
+    (tmp_path / "ok.png").write_bytes(png(0))
+    with open(os.fsencode(tmp_path) + b"/\xff.png", "wb") as file:
+        file.write(png(1))
+    found = rows_of(open_source([tmp_path]))
+    assert [where for where, _ in found] == ["ok.png", "?.png"]
+    assert "half of one (lone surrogates)" in found[1][1]
+    for where, problem in found[1:]:
+        (where + problem).encode()

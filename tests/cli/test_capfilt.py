@@ -4,8 +4,10 @@ import json
 import sys
 
 import pytest
+import yaml
 
 from instructblip_hf.cli import launching
+from instructblip_hf.training.mixture import resolve_mixture
 from tiny_capfilt import write_rows, write_tar
 from tiny_retrieval import save_retrieval_checkpoint
 
@@ -35,6 +37,7 @@ def test_a_folder_becomes_a_dataset(run, web, tmp_path, retrieval_checkpoint, ch
     assert (report["filter"]["rank_by"], report["filter"]["top_k"]) == ("itc", None)
     assert "images      5 of 5 with something kept" in result.stdout
     assert f'web_capfilt: {{root: "{tmp_path}/out", image_root: "{web}", answer_choice: first_two}}' in result.stdout
+    check_recipe(result.stdout, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "out" / "annotation.jsonl").read_text().splitlines()]
     assert {one["source"] for row in rows for one in row["candidates"]} == {"web", "synthetic"}
     again = run(*line, "--prompt", "describe")
@@ -48,6 +51,14 @@ def test_archives_become_archives(run, tmp_path, retrieval_checkpoint):
     assert result.exit_code == 0, result.output
     assert f'web_capfilt: {{shards: "{tmp_path}/out/shards/*.tar", rows: 6}}' in result.stdout
     assert len(list((tmp_path / "out" / "shards").iterdir())) == 2
+    check_recipe(result.stdout, tmp_path)
+
+
+def check_recipe(shown, folder):
+    """The last line stands in a recipe as it is."""
+    arguments, problems = resolve_mixture({"datasets": yaml.safe_load(shown.splitlines()[-1])}, folder, "mixture")
+    assert not problems
+    assert list(arguments["datasets"]) == ["web_capfilt"]
 
 
 def test_what_a_user_gets_wrong(run, web, tmp_path, retrieval_checkpoint, checkpoint):

@@ -156,7 +156,10 @@ class _Run:
         processes.wait_for_everyone()  # nobody writes before all have read
         is_shown = self.options.progress and processes.is_main_process
         allowed = self.options.skip_bad_rows - sum(entries.values())
-        with tqdm(total=sum(shard.rows for shard in share), unit="image", disable=not is_shown) as bar:
+        own = sum(shard.rows for shard in share)
+        # Alone, this process tells of the whole; of several, of its share.
+        before = rows - own if processes.num_processes == 1 else 0
+        with tqdm(total=before + own, initial=before, unit="image", disable=not is_shown) as bar:
             for shard in share:
                 allowed -= self._make_shard(shard, rows, allowed, bar)
         processes.wait_for_everyone()

@@ -94,7 +94,7 @@ class TarSource:
     def read(self, part: int, start: int, rows: int) -> Iterator[tuple[str, WebRow | str]]:
         archive = self._shards.paths[part].name
         for content in islice(self._shards.read(part, start), rows):
-            where = f"{archive}, {content['__key__']}"
+            where = _shown(f"{archive}, {content['__key__']}")
             try:
                 yield where, _row_of_archive(where, content)
             except ValueError as error:
@@ -105,6 +105,7 @@ def _row_of_archive(where: str, content: Mapping[str, Any]) -> WebRow:
     images = [suffix for suffix in content if suffix.endswith(IMAGE_SUFFIXES)]
     if len(images) != 1:
         raise ValueError(f"has {len(images)} images; there must be one")
+    _check_characters(content["__key__"])
     texts: list[str] = []
     fields: dict[str, Any] = {}
     if ".json" in content:
@@ -157,6 +158,7 @@ class RowSource:
             self._position += 1
             if self._position <= start:
                 continue
+            where = _shown(where)
             yield where, fields if isinstance(fields, str) else self._row_or_problem(where, fields)
             if self._position == start + rows:
                 return
@@ -165,7 +167,7 @@ class RowSource:
         try:
             return self._row(where, fields)
         except (ValueError, FileNotFoundError) as error:
-            return str(error)
+            return _shown(str(error))
 
     def _row(self, where: str, fields: Mapping[str, Any]) -> WebRow:
         named = next((fields[key] for key in _IMAGE_FIELDS if fields.get(key)), None)
@@ -174,6 +176,7 @@ class RowSource:
         names = named if isinstance(named, list) else [named]
         if len(names) != 1 or not isinstance(names[0], str):
             raise ValueError(f"must have the path of one image under image or file_name, not {named!r:.80}")
+        _check_characters(names[0])
         root = self.image_root or Path()
         path = resolve_path(root, names[0])
         texts, rest = _texts_and_fields(fields)
@@ -190,7 +193,18 @@ def _texts_and_fields(written: Any) -> tuple[list[str], dict[str, Any]]:
     if wrong:
         raise ValueError(f"has {wrong[0]}, so it is a training row; CapFilt takes images with captions")
     rest = {name: value for name, value in written.items() if name not in (*TEXT_FIELDS, *_IMAGE_FIELDS, "candidates")}
+    _check_characters(json.dumps(written, ensure_ascii=False, default=str))
     return answer_texts(written, *TEXT_FIELDS), rest
+
+
+def _shown(text: str) -> str:
+    """The text as a file can have it: JSON and names of files may hold what is none."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _check_characters(text: str) -> None:
+    if _shown(text) != text:
+        raise ValueError(f"holds characters that are half of one (lone surrogates): {_shown(text)!r:.80}")
 
 
 def _filled(texts: Sequence[str]) -> tuple[str, ...]:
