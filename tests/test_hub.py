@@ -427,6 +427,8 @@ def test_card_and_code_of_blip_2(build, tmp_path, monkeypatch):
     exec(snippet, scope)
     assert type(scope["model"]) is type(model)
     if not generates:
+        with pytest.raises(ValueError, match="holds a Blip2ForImageTextRetrieval; code can be added for Blip2ForCond"):
+            export_remote_code(tmp_path)
         return
     code = (
         WITHOUT_PACKAGE

@@ -6,6 +6,7 @@ import pytest
 
 from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipProcessor
 from instructblip_hf.cli import ask
+from tiny_blip_2 import save_stages
 
 
 def expected(checkpoint, image, question, tokens=3):
@@ -121,3 +122,22 @@ def test_a_hub_id_without_a_hub(run, images, monkeypatch):
 )
 def test_which_argument_is_the_question(images, arguments, questions, result):
     assert ask.split_arguments(arguments, questions) == result
+
+
+@pytest.mark.parametrize(
+    "command", [["ask", "a.png", "what ?"], ["caption", "a.png"], ["rank", "a.png", "what ?", "-c", "a,b"]]
+)
+def test_a_model_without_a_language_model_is_refused(run, images, command):
+    result = run(*command, "-m", "blip2-shapes-tiny")
+    assert result.exit_code == 2, result.output
+    assert "is a Blip2ForPreTraining, which compares images and texts" in result.stderr
+    assert "instructblip index" in result.stderr
+
+
+def test_a_second_stage_answers_and_ranks(run, images, tmp_path):
+    folder = save_stages(tmp_path)["second_stage"]
+    assert run("ask", "a.png", "what ?", "-m", folder).exit_code == 0
+    assert run("caption", "a.png", "-m", folder).exit_code == 0
+    result = run("rank", "a.png", "what ?", "-c", "red,blue", "-m", folder)
+    assert result.exit_code == 0, result.output
+    assert {line.split()[1] for line in result.stdout.splitlines()} == {"red", "blue"}

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from instructblip_hf.data.augmentation import CropAndFlip
-from instructblip_hf.data.collators import ImageTextCollator, VisionLanguageCollator
+from instructblip_hf.data.collators import VisionLanguageCollator
 from instructblip_hf.data.mixture import Mixture, MixtureDataset
 from instructblip_hf.training.dataset_losses import NamingCollator, without_augmentation
 
@@ -77,23 +77,6 @@ def test_evaluation_sees_whole_images():
     named = without_augmentation(NamingCollator(collator, ["a"]))
     assert named.collator.augmentation is None
     assert named.names == ["a"]
-
-
-class Recorder:
-    """Stands in for a processor, and keeps the rows it is given."""
-
-    def encode_examples(self, examples, **_):
-        return [row["completion"] for row in examples]
-
-    def encode_captions(self, examples, **_):
-        return [row["completion"] for row in examples]
-
-
-@pytest.mark.parametrize("kind", [VisionLanguageCollator, ImageTextCollator])
-def test_captions_as_lavis_puts_them(kind):
-    rows = [{"completion": 'A "small" Cat; on (a) mat.'}, {"completion": [{"role": "assistant", "content": "A Cat."}]}]
-    assert kind(Recorder(), clean_captions=True)(rows) == ["a small cat on a mat", rows[1]["completion"]]
-    assert kind(Recorder())(rows) == [row["completion"] for row in rows]
 
 
 @pytest.mark.parametrize("options", [{"scale": (0.0, 1.0)}, {"scale": (0.8, 0.5)}, {"ratio": (2, 1)}, {"flip": 2}])

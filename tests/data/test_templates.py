@@ -431,3 +431,14 @@ def test_one_wording_for_all_rows_and_another_for_the_qformer():
         Instructions(qformer_wording="{quetion}")
     with pytest.raises(ValueError, match="wording is given, and form is 'plain'"):
         Instructions(wording="a photo of", form="plain")
+
+
+def test_captions_as_lavis_puts_them():
+    example = {**example_of("image_captioning"), "answers": ['A "small" Cat; on (a) mat.']}
+    assert Instructions(clean_captions=True, form="plain").row(example)["completion"] == "a small cat on a mat"
+    split = Instructions(clean_captions=True, form="prefix").row(example)
+    assert f"{split['prompt']} {split['completion']}" == "a small cat on a mat", "before it is split"
+    answer = {**example_of("image_qa"), "answers": ["U.S.A."]}
+    assert Instructions(clean_captions=True).row(answer)["completion"] == "U.S.A."
+    with pytest.raises(ValueError, match="nothing is left of the caption '!!!'"):
+        Instructions(clean_captions=True).row({**example, "answers": ["!!!"]})

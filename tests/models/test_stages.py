@@ -5,10 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from transformers import BlipImageProcessorPil
 
-from instructblip_hf import Blip2Config, Blip2ForPreTraining, start_instruction_tuning, start_second_stage
+from instructblip_hf import (
+    Blip2Config,
+    Blip2ForPreTraining,
+    Blip2Processor,
+    InstructBlipProcessor,
+    start_instruction_tuning,
+    start_second_stage,
+)
 from instructblip_hf.models.hand_over import hand_over
 from tiny_models import batch, first_stage_config, our_model, randomise, text_config
+from tiny_tokenizers import language_tokenizer, qformer_tokenizer
 
 
 def first_stage(**options):
@@ -34,8 +43,10 @@ def test_the_second_stage_takes_what_it_has_a_place_for(kind, tmp_path):
             first.query_tokens.expand(2, -1, -1), encoder_hidden_states=states, return_dict=True
         ).last_hidden_state
     torch.testing.assert_close(queries, expected)
-    assert {name.split(".")[0] for name in report.taken} == {"vision_model", "qformer", "query_tokens"}
-    assert {name.split(".")[0] for name in report.new} == {"language_projection", "language_model"}
+    assert {name.split(".")[0] for name in report.taken} == {
+        "vision_model", "qformer", "query_tokens", "language_model",
+    }  # fmt: skip
+    assert {name.split(".")[0] for name in report.new} == {"language_projection"}
     left = {name.split(".")[0] for name in report.left}
     assert left == {"embeddings", "vision_projection", "text_projection", "itm_head", "qformer"}
     assert all(name not in model.state_dict() for name in report.left)
@@ -154,6 +165,7 @@ def test_the_vocabulary_grows_to_the_tokenizer():
     class Processor:
         tokenizer = range(61)
         image_token_id = 60
+        num_query_tokens = None
 
     source = bert()
     model = Blip2ForPreTraining.from_vision_bert_pretrained(first_stage().vision_model, source, processor=Processor())
@@ -170,3 +182,49 @@ def test_a_bert_without_its_head_is_refused():
         Blip2ForPreTraining.from_vision_bert_pretrained(first_stage().vision_model, bert().bert)
     with pytest.raises(ValueError, match="bert is of type 'llama'"):
         Blip2ForPreTraining.from_vision_bert_pretrained(first_stage().vision_model, language_model("llama"))
+
+
+# --- what ends an answer ------------------------------------------------------------------------------------------
+
+
+def test_generation_stops_at_what_training_teaches_here_and_in_stock(tmp_path):
+    first = first_stage()
+    processor = opt_processor(end_token=",")
+    second, _ = start_second_stage(first, language_model("opt"), processor)
+    comma = processor.end_token_id
+    assert comma != processor.tokenizer.eos_token_id
+    assert second.generation_config.eos_token_id == comma
+    second.save_pretrained(tmp_path)
+    stock = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path)
+    assert stock.language_model.generation_config.eos_token_id == comma
+    model, _ = start_instruction_tuning(second, first, instruction_processor(end_token=","))
+    assert model.generation_config.eos_token_id == comma
+    model, _ = start_instruction_tuning(second, first, instruction_processor())
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+
+
+def test_a_processor_of_the_first_stage_is_no_processor_of_the_second():
+    bert_side = Blip2Processor(BlipImageProcessorPil(), qformer_tokenizer(), num_query_tokens=4)
+    with pytest.raises(ValueError, match="has no end token, so it is the Q-Former's"):
+        start_second_stage(first_stage(), language_model("opt"), bert_side)
+
+
+def test_conversations_need_the_tokenizers_own_end():
+    turns = [
+        {"role": "user", "content": "what color?"}, {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "and now?"}, {"role": "assistant", "content": "blue"},
+    ]  # fmt: skip
+    row = {"images": [], "messages": turns}
+    assert opt_processor().encode_examples([row])["labels"].shape[0] == 1
+    with pytest.raises(ValueError, match="row 0 has 2 answers, and the processor's end_token ',' ends one alone"):
+        opt_processor(end_token=",").encode_examples([row])
+
+
+def opt_processor(**options):
+    return Blip2Processor(BlipImageProcessorPil(), language_tokenizer("opt"), num_query_tokens=4, **options)
+
+
+def instruction_processor(**options):
+    return InstructBlipProcessor(
+        BlipImageProcessorPil(), language_tokenizer("opt"), qformer_tokenizer(), num_query_tokens=4, **options
+    )

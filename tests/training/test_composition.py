@@ -1,14 +1,21 @@
 """What stages begin with: models out of parts in folders."""
 
+import json
 import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from instructblip_hf import Blip2ForPreTraining, InstructBlipForConditionalGeneration, start_second_stage
 from instructblip_hf.models.families import family_of
 from instructblip_hf.models.vision_towers.resizing import resize_images
-from instructblip_hf.training import load_recipe, prepare_run
+from instructblip_hf.training import RecipeError, load_recipe, prepare_run
 from instructblip_hf.training.arguments import ModelArguments, PartsArguments
 from instructblip_hf.training.composition import compose
 from instructblip_hf.training.run import load_model
@@ -102,6 +109,99 @@ def test_the_first_stage_with_kept_features_trains_as_with_pixels(parts, tmp_pat
         for part in ("loss", "loss_itc", "loss_itm", "loss_itg"):
             assert features[part] == pytest.approx(pixels[part], rel=1e-4), part
         assert pixels["loss"] == pytest.approx(sum(pixels[f"loss_{part}"] for part in ("itc", "itm", "itg")), rel=1e-4)
+
+
+def test_two_processes_train_as_one_with_all_rows(parts, tmp_path):
+    """Through Trainer and DDP: captions of one process are compared with images of the other."""
+    script = Path(__file__).parent / "first_stage_run.py"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    starts = {
+        "one": ([], "8"),
+        "two": (["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port], "4"),
+    }
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    losses = {}
+    for name, (start, rows) in starts.items():
+        arguments = [str(tmp_path / name), str(parts["vision"]), str(parts["bert"]), rows]
+        command = [sys.executable, *start, str(script), *arguments]
+        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=240)
+        losses[name] = json.loads((tmp_path / name / "losses.json").read_text())
+    assert len(losses["one"]) == 3
+    for one, two in zip(losses["one"], losses["two"]):
+        for part in ("loss", "loss_itc", "loss_itg", "grad_norm"):
+            assert two[part] == pytest.approx(one[part], rel=1e-4), part
+
+
+def first_stage_run(parts, output, *changes):
+    overrides = [
+        *(f"model.parts.{part}={parts[part]}" for part in ("vision", "bert")),
+        "model.parts.num_query_tokens=4", "model.frozen_dtype=null", "training.fp16=false", "data.augmentation=null",
+        "data.train={shapes_world: {examples: 16, tasks: [caption]}}", "training.max_steps=1",
+        "training.per_device_train_batch_size=8", "training.per_device_eval_batch_size=8", "training.use_cpu=true",
+        "training.disable_tqdm=true", "training.dataloader_num_workers=0", "training.save_strategy=no",
+        "training.logging_steps=1", *changes,
+    ]  # fmt: skip
+    return prepare_run(load_recipe("blip2_stage1", overrides, data_files=False), output)
+
+
+def test_parts_of_the_evaluation_loss_are_metrics_and_sum_to_it(parts, tmp_path):
+    """Nine rows in batches of eight, one of which has other rows to be compared with."""
+    run = first_stage_run(
+        parts, tmp_path, "data.evaluation={shapes_world: {examples: 9, tasks: [caption], split: test}}"
+    )
+    names = ("loss_itc", "loss_itm", "loss_itg")
+    metrics = run.trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(sum(metrics[f"eval_{name}"] for name in names), rel=1e-5)
+    other = run.trainer.evaluate(run.trainer.train_dataset, metric_key_prefix="test")
+    assert other["test_loss"] == pytest.approx(sum(other[f"test_{name}"] for name in names), rel=1e-5)
+    again = run.trainer.evaluate()
+    assert again["eval_loss_itg"] == pytest.approx(metrics["eval_loss_itg"], rel=1e-6), "nothing of the other set"
+    both = run.trainer.evaluate({"a": run.trainer.eval_dataset, "b": run.trainer.train_dataset})
+    assert both["eval_a_loss_itg"] == pytest.approx(metrics["eval_loss_itg"], rel=1e-6)
+    assert both["eval_b_loss_itg"] == pytest.approx(other["test_loss_itg"], rel=1e-6)
+
+
+def test_a_mixture_trains_the_first_stage_without_generation(parts, tmp_path):
+    mixture = "{mixture: {datasets: {shapes: {shapes_world: {examples: 16, tasks: [caption]}}}}}"
+    run = first_stage_run(parts, tmp_path, f"data.train={mixture}", "first_stage.objectives=[itc, itm]")
+    run.trainer.train()
+    logged = next(entry for entry in run.trainer.state.log_history if "loss_itc" in entry)
+    assert "loss_itg" not in logged
+
+
+def test_what_does_not_suit_the_first_stage_is_refused_before_training(parts, tmp_path):
+    evaluation = [
+        "evaluation.tasks=[gqa]", f"evaluation.root={tmp_path}", "training.eval_strategy=steps",
+        "data.evaluation={shapes_world: {examples: 4}}",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="the tasks need a language model"):
+        first_stage_run(parts, tmp_path / "out", *evaluation)
+    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
+    row = json.dumps({"image": "a.png", "prompt": "", "completion": "red circle"})
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n{row}\n")
+    mixture = f"{{mixture: {{group_by_image: 2, datasets: {{a: {{file: {tmp_path / 'rows.jsonl'}}}}}}}}}"
+    with pytest.raises(ValueError, match="group_by_image puts captions of one image into a batch"):
+        first_stage_run(parts, tmp_path / "out", f"data.train={mixture}")
+
+
+def test_half_precision_keeps_the_qformer_as_loading_does(parts):
+    chosen = PartsArguments(first_stage=str(parts["first_stage"]), text=str(parts["opt"]))
+    model, _ = compose(chosen, torch.float16)
+    dtypes = {name.split(".")[0]: parameter.dtype for name, parameter in model.named_parameters()}
+    assert dtypes["qformer"] == dtypes["query_tokens"] == torch.float32
+    assert dtypes["vision_model"] == dtypes["language_model"] == dtypes["language_projection"] == torch.float16
+
+
+def test_an_adapter_of_a_changed_model_is_refused(parts):
+    lora = [
+        "freezing.components={language_model: lora}",
+        "freezing.save=adapter",
+        f"model.path={parts['second_stage']}",
+    ]
+    with pytest.raises(RecipeError, match="model.image_size: an adapter belongs to a checkpoint as it is"):
+        load_recipe("blip2_caption_coco", lora, data_files=False)
 
 
 # --- images of another size ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 from .answering import Question, answer, is_address, open_images
 from .errors import fail, user_errors
-from .loading import LoadedModel, load
+from .loading import LoadedModel, load_generating
 
 
 QUIT = "/quit"
@@ -31,7 +31,7 @@ def run_ask(
     names, questions = split_arguments(arguments, questions)
     with user_errors():
         images = open_images(names)
-        loaded = load(model, device, dtype)
+        loaded = load_generating(model, device, dtype)
     if questions:
         _answer_all(loaded, names, images, questions, together, as_json, generate_options)
         return
@@ -52,7 +52,7 @@ def run_caption(
     """Describes each image."""
     with user_errors():
         images = open_images(names)
-        loaded = load(model, device, dtype)
+        loaded = load_generating(model, device, dtype)
     _answer_all(loaded, names, images, [prompt], False, as_json, generate_options, with_question=False)
 
 

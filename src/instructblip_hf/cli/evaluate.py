@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import stopping_errors, user_errors
 from .launching import become_launched, device_of_process, without_options
-from .loading import load
+from .loading import load_generating
 from .tables import print_columns
 
 
@@ -53,7 +53,7 @@ def run_evaluate(
         from ..evaluation.runner import EvaluationOptions, evaluate
 
         settings = EvaluationOptions(decoding=decoding, **given, **options)
-        loaded = load(model, device_of_process(device), dtype)
+        loaded = load_generating(model, device_of_process(device), dtype)
         with stopping_errors():
             results = evaluate(
                 loaded.model, loaded.processor, chosen, data_root, output, model_name=loaded.name, options=settings

@@ -34,6 +34,21 @@ class LoadedModel:
     processor: Any
 
 
+def load_generating(name: str | None, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+    """`load` for commands that let a model answer.
+
+    Raises:
+        ValueError: If it has no language model; and as `load`.
+    """
+    loaded = load(name, device, dtype)
+    if not hasattr(loaded.model, "language_model"):
+        raise ValueError(
+            f"--model: {loaded.name} is a {type(loaded.model).__name__}, which compares images and texts and has no "
+            "language model to answer with; use it with instructblip index and instructblip search"
+        )
+    return loaded
+
+
 def load(name: str | None, device: str | None = None, dtype: str | None = None) -> LoadedModel:
     """Loads a model by folder, Hub id or bundled name; the bundled tiny one, with a notice on stderr, for `None`.
 

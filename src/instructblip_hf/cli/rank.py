@@ -9,7 +9,7 @@ from typing import Any
 
 from .answering import BATCH_SIZE, open_images
 from .errors import fail, user_errors
-from .loading import load
+from .loading import load_generating
 
 
 def run_rank(
@@ -28,7 +28,7 @@ def run_rank(
     texts = _read_candidates(candidates, candidates_file)
     with user_errors():
         images = open_images(names)
-        loaded = load(model, device, dtype)
+        loaded = load_generating(model, device, dtype)
 
         from ..pipelines.vocabulary_ranking import VocabularyRankingPipeline
 

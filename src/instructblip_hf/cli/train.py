@@ -113,7 +113,10 @@ def run_train(
     if left_out is not None:
         say(f"bad rows   {left_out}")
     say(f"saved to   {result.output_dir}")
-    say(f'try it:    instructblip ask IMAGE "question" --model {result.output_dir}')
+    uses = (
+        'instructblip ask IMAGE "question"' if hasattr(run.trainer.model, "generate") else "instructblip index IMAGES"
+    )
+    say(f"try it:    {uses} --model {result.output_dir}")
 
 
 def _say_nothing(*_: object, **__: object) -> None:

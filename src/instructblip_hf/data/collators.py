@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..utils.caption_text import clean_caption
 from .augmentation import CropAndFlip
 
 
@@ -28,8 +27,6 @@ class VisionLanguageCollator:
         image_inputs (`Callable`, *optional*):
             Makes model inputs of the images of all rows, a list for each, in place of the image processor.
         augmentation ([`CropAndFlip`], *optional*): Changes the images of rows first.
-        clean_captions (`bool`, *optional*, defaults to `False`):
-            Whether completions are put as LAVIS puts captions, see [`clean_caption`].
     """
 
     processor: Any
@@ -41,14 +38,11 @@ class VisionLanguageCollator:
     share_images: bool = False
     image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None
     augmentation: CropAndFlip | None = None
-    clean_captions: bool = False
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """A batch of rows, see `InstructBlipProcessor.encode_examples` for rows, shapes and errors."""
         if self.augmentation is not None:
             examples = self.augmentation.rows(examples)
-        if self.clean_captions:
-            examples = _with_clean_captions(examples)
         return self.processor.encode_examples(
             examples,
             is_encoder_decoder=self.is_encoder_decoder,
@@ -73,7 +67,6 @@ class ImageTextCollator:
         image_inputs (`Callable`, *optional*): As in [`VisionLanguageCollator`].
         augmentation ([`CropAndFlip`], *optional*):
             Changes the images of rows first; which of them are the same is seen before that.
-        clean_captions (`bool`, *optional*, defaults to `False`): As in [`VisionLanguageCollator`].
     """
 
     processor: Any
@@ -81,26 +74,15 @@ class ImageTextCollator:
     same_image_targets: bool = False
     image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None
     augmentation: CropAndFlip | None = None
-    clean_captions: bool = False
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """A batch of rows, see `Blip2Processor.encode_captions` for rows, shapes and errors."""
         image_ids = self.processor.image_numbers(examples) if self.same_image_targets else None
         if self.augmentation is not None:
             examples = self.augmentation.rows(examples)
-        if self.clean_captions:
-            examples = _with_clean_captions(examples)
         return self.processor.encode_captions(
             examples, max_length=self.max_length, image_ids=image_ids, image_inputs=self.image_inputs
         )
-
-
-def _with_clean_captions(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows whose completion is text with that text put as a caption; others, of messages, as they are."""
-    return [
-        {**row, "completion": clean_caption(row["completion"])} if isinstance(row.get("completion"), str) else row
-        for row in examples
-    ]
 
 
 __all__ = ["ImageTextCollator", "VisionLanguageCollator"]

@@ -51,12 +51,13 @@ class HandOver:
 
 
 @torch.no_grad()
-def hand_over(target: nn.Module, *sources: nn.Module) -> HandOver:
+def hand_over(target: nn.Module, *sources: nn.Module, **parts: nn.Module) -> HandOver:
     """Copies weights of the sources into a model, by name; an earlier source comes before a later one.
 
     Args:
         target (`nn.Module`): A model of this package; changed in place.
         sources (`nn.Module`): Models of this package, of the stages before.
+        parts (`nn.Module`): Modules that are in the model already, by the name they have there, for the report.
 
     Returns:
         [`HandOver`]: What came from where. Modules that the model shares with a source count as taken.
@@ -87,6 +88,8 @@ def hand_over(target: nn.Module, *sources: nn.Module) -> HandOver:
                     copies.append((rows, value))
     for rows, value in copies:
         rows.copy_(value)
+    for part, module in parts.items():
+        taken.update({f"{part}.{name}": (type(module).__name__, name) for name in module.state_dict()})
     return HandOver(taken, tuple(name for name in own if name not in taken), tuple(left))
 
 

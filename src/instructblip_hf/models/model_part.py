@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from transformers import PreTrainedModel
 
 from .modeling_base import StrictLoadingMixin
@@ -28,4 +31,10 @@ def value_or_default(value: bool | None, fallback: bool | None) -> bool:
     return bool(fallback if value is None else value)
 
 
-__all__ = ["NO_SPLIT_MODULES", "ModelPart", "value_or_default"]
+def as_input_of(layer: Any, states: torch.Tensor) -> torch.Tensor:
+    """States in the type of a linear layer's weights, where parts differ in precision; as they are for quantised ones."""
+    dtype = layer.weight.dtype
+    return states.to(dtype) if dtype.is_floating_point else states
+
+
+__all__ = ["NO_SPLIT_MODULES", "ModelPart", "as_input_of", "value_or_default"]

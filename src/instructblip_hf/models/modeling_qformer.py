@@ -23,7 +23,7 @@ from .connectors.configuration_qformer import QFormerConfig
 from .connectors.qformer_model import QFormerModel, build_qformer
 from .connectors.shared_images import check_image_index
 from .language_models.adapter import run_language_model
-from .model_part import NO_SPLIT_MODULES, value_or_default
+from .model_part import NO_SPLIT_MODULES, as_input_of, value_or_default
 from .modeling_base import VisionLanguageModel
 from .vision_towers.eva_vit_model import EvaVitModel
 from .vision_towers.running import run_vision_tower
@@ -243,7 +243,7 @@ class QFormerLanguageModel(VisionLanguageModel):
         )
         query_output = qformer_outputs.last_hidden_state[:, : queries.shape[1]]
         # A Q-Former in float32 may stand between parts in half precision.
-        query_output = query_output.to(self.language_projection.weight.dtype)
+        query_output = as_input_of(self.language_projection, query_output)
         return QFormerImageFeatures(
             pooler_output=self.language_projection(query_output),  # [images, queries, language model hidden]
             vision_outputs=vision_outputs,

@@ -25,15 +25,14 @@ class GlobalBatch:
     rank: int
 
     @classmethod
-    def of(cls, rows: int, device: torch.device, is_global: bool = True) -> GlobalBatch:
+    def of(cls, rows: int, device: torch.device) -> GlobalBatch:
         """The batch of this process and, in a process group, of the others, which all have to call this.
 
         Args:
             rows (`int`): Rows of this process.
             device (`torch.device`): Of its tensors.
-            is_global (`bool`, *optional*, defaults to `True`): `False` leaves the other processes out.
         """
-        if not is_global or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return cls((rows,), 0)
         sizes = [torch.zeros((), dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
         dist.all_gather(sizes, torch.tensor(rows, device=device))

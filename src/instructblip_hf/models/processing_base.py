@@ -60,8 +60,18 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     @property
     def end_token_id(self) -> int | None:
-        """Id of the token that ends an answer: what training teaches, and what generation stops at."""
-        return self.tokenizer.eos_token_id
+        """Id of the token that ends an answer: what training teaches, and what generation stops at.
+
+        Raises:
+            ValueError: If ``end_token`` is not one token.
+        """
+        end_token = getattr(self, "end_token", None)
+        if end_token is None:
+            return self.tokenizer.eos_token_id
+        ids = self.tokenizer(end_token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise ValueError(f"end_token {end_token!r} is {len(ids)} tokens of the tokenizer; it must be one")
+        return ids[0]
 
     @staticmethod
     def _adopt_image_token(tokenizer: Any) -> str:

@@ -46,6 +46,11 @@ def start_second_stage(
         KeyError: If a checkpoint lacks weights.
         ValueError: If options contradict.
     """
+    if processor is not None and processor.end_token_id is None:
+        raise ValueError(
+            "the processor's tokenizer has no end token, so it is the Q-Former's, of the first stage: the second needs a "
+            "Blip2Processor with the language model's tokenizer"
+        )
     if not isinstance(first_stage, PreTrainedModel):
         first_stage = Blip2ForImageTextRetrieval.from_pretrained(first_stage)
     qformer_config = copy.deepcopy(first_stage.config.qformer_config)
@@ -60,8 +65,8 @@ def start_second_stage(
         text_kwargs=text_kwargs,
     )
     if processor is not None:
-        model.generation_config.eos_token_id = processor.end_token_id
-    return model, hand_over(model, first_stage)
+        _stop_at(model, processor.end_token_id)
+    return model, hand_over(model, first_stage, language_model=model.language_model)
 
 
 def start_instruction_tuning(
@@ -79,7 +84,8 @@ def start_instruction_tuning(
         first_stage ([`Blip2ForImageTextRetrieval`], [`Blip2ForPreTraining`], `str` or `os.PathLike`):
             Model, folder or Hub id.
         processor ([`InstructBlipProcessor`], *optional*):
-            Gives the size that the Q-Former's vocabulary grows to where its tokenizer is larger.
+            Gives the size that the Q-Former's vocabulary grows to where its tokenizer is larger, and what generation
+            stops at.
 
     Returns:
         `tuple`: The model, in evaluation mode, and a [`HandOver`] that says what came from where.
@@ -115,7 +121,14 @@ def start_instruction_tuning(
     report = hand_over(model, second_stage, first_stage)
     if processor is not None:
         model._fit_qformer(model.qformer, processor)
+        _stop_at(model, processor.end_token_id)
     return model.eval(), report
+
+
+def _stop_at(model: Any, end_token_id: int | None) -> None:
+    """Has generation stop at what training teaches; stock transformers looks into the language model's configuration."""
+    model.generation_config.eos_token_id = end_token_id
+    model.config.text_config.eos_token_id = end_token_id
 
 
 def _options(config: Any) -> dict[str, Any]:

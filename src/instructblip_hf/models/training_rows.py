@@ -229,6 +229,11 @@ def _encode_causal(
         tokens.drop(range(len(tokens.ids) - tokens.ending, len(tokens.ids)))
     turns = [_NO_TURN] * len(tokens.ids)
     answers = len(row.segments) // 2
+    if answers > 1 and processor.end_token_id != end_id:
+        raise ValueError(
+            f"{row.name} has {answers} answers, and the processor's end_token {processor.end_token!r} ends one alone: set "
+            "processor.end_token to None for conversations"
+        )
     for turn in range(answers - 1):
         answer = encode_answer(tokenizer, row.segments[2 * turn + 1])
         following = row.segments[2 * turn + 2]

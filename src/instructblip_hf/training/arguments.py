@@ -403,8 +403,6 @@ class DataArguments:
             How many rows for training that cannot be read may be left out, over all datasets; one more is an error.
         augmentation (`str`, *optional*):
             ``"crop_and_flip"``: images for training are cropped and mirrored at random, anew in every draw of a mixture.
-        clean_captions (`bool`, *optional*, defaults to `False`):
-            Whether completions are lower-cased and lose some punctuation, as LAVIS puts captions.
 
     Raises:
         ValueError: If a length is below 1, a number of rows below 0, or a dtype is unknown or has no folder.
@@ -422,7 +420,6 @@ class DataArguments:
     skip_bad_rows: int = field(default=0, metadata={"help": "How many unreadable rows may be left out in training."})
 
     augmentation: str | None = field(default=None, metadata={"help": "crop_and_flip: random crops and flips."})
-    clean_captions: bool = field(default=False, metadata={"help": "Whether captions are put as LAVIS puts them."})
 
     def __post_init__(self) -> None:
         if self.augmentation not in (None, *AUGMENTATIONS):
@@ -501,6 +498,12 @@ def adapter_problems(model: ModelArguments, freezing: FreezingPolicy) -> list[st
         saves_adapter = freezing.saves_adapter(is_quantized)
     except ValueError as error:
         return [f"freezing: {error}"]
+    for name in ("parts", "image_size"):
+        if saves_adapter and getattr(model, name) is not None:
+            return [
+                f"model.{name}: an adapter belongs to a checkpoint as it is; train with freezing.save: merged, or save the "
+                "changed model first"
+            ]
     if saves_adapter and not model.qformer_instruction:
         return [
             "model.qformer_instruction: an adapter belongs to the checkpoint as it is, and this one is changed as it is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from transformers import AutoImageProcessor, AutoTokenizer, BlipImageProcessorPil
 
 from ..models.blip_2 import Blip2ForPreTraining, Blip2Processor
@@ -58,10 +59,22 @@ def compose(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
             second.tokenizer,
             first_processor.tokenizer,
             num_query_tokens=second.num_query_tokens or first_processor.num_query_tokens,
+            end_token=second.end_token,
         )
         model, report = start_instruction_tuning(parts.second_stage, parts.first_stage, processor)
     logger.info("%s begins with:\n%s", type(model).__name__, report)
-    return model.to(dtype) if dtype != "auto" else model, processor
+    return _cast(model, dtype), processor
+
+
+def _cast(model: Any, dtype: Any) -> Any:
+    """The model in a dtype, but for what it keeps in float32 in half precision, as `from_pretrained` does."""
+    if dtype == "auto":
+        return model
+    kept = set(model._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+    for name, parameter in model.named_parameters():
+        if not kept.intersection(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _first_stage(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
@@ -79,7 +92,7 @@ def _first_stage(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
     model = Blip2ForPreTraining.from_vision_bert_pretrained(
         vision, parts.bert, num_query_tokens=parts.num_query_tokens, processor=processor
     )
-    return model.to(dtype) if dtype != "auto" else model, processor
+    return _cast(model, dtype), processor
 
 
 def _tokenizer_of(text: str) -> Any:

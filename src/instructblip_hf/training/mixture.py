@@ -42,6 +42,8 @@ class MixtureArguments:
             length; 0 for as they come.
         form (`str`, *optional*, defaults to `"instruction"`): One of `instructblip_hf.data.templates.FORMS`.
         without (`list[str]`, *optional*): Slots that prompts leave out, such as ``lecture``.
+        clean_captions (`bool`, *optional*, defaults to `False`):
+            Whether captions are lower-cased and lose some punctuation, as LAVIS puts them.
         wording (`str`, *optional*): One template for all rows, such as ``"Question: {question} Answer:"``.
         qformer_wording (`str`, *optional*): What the Q-Former reads, by default the prompt; a template as well.
         draws (`int`, *optional*): Rows of the whole, for evaluation data alone; training draws what its steps need.
@@ -59,6 +61,7 @@ class MixtureArguments:
     group_by_length: int = field(default=0, metadata={"help": "Steps whose rows are dealt out by length."})
     form: str = field(default="instruction", metadata={"help": "instruction, plain, identifier or prefix."})
     without: list[str] = field(default_factory=list, metadata={"help": "Slots that prompts leave out."})
+    clean_captions: bool = field(default=False, metadata={"help": "Whether captions are put as LAVIS puts them."})
     wording: str | None = field(default=None, metadata={"help": "One template for all rows."})
     qformer_wording: str | None = field(default=None, metadata={"help": "What the Q-Former reads; a template."})
     draws: int | None = field(default=None, metadata={"help": "Rows in all, for evaluation data alone."})
@@ -83,6 +86,7 @@ class MixtureArguments:
             without=tuple(self.without),
             wording=self.wording,
             qformer_wording=self.qformer_wording,
+            clean_captions=self.clean_captions,
         )
 
     def parts(self) -> dict[str, PartArguments]:

@@ -13,25 +13,30 @@ PREFIX = "loss_"
 
 
 class ObjectiveLosses:
-    """Means over batches, by objective, since they were last taken. Empty for models with a single loss."""
+    """Means over rows, by objective, since they were last taken. Empty for models with a single loss."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._batches = 0
+        self._rows = 0
+
+    def clear(self) -> None:
+        """Begins anew."""
+        self._sums, self._rows = {}, 0
 
     @torch.no_grad()
-    def add(self, outputs: Any) -> None:
+    def add(self, outputs: Any, rows: int) -> None:
         """Counts a batch in. Nothing is copied from the device, so nothing waits for it.
 
         Args:
             outputs (`ModelOutput`): Of the model; its scalars under `PREFIX` are taken.
+            rows (`int`): Rows of the batch, which its losses are means over.
         """
         if not isinstance(outputs, Mapping):
             return
         parts = {name: value for name, value in outputs.items() if name.startswith(PREFIX)}
         for name, value in parts.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
-        self._batches += bool(parts)
+            self._sums[name] = self._sums.get(name, 0) + value.detach().float() * rows
+        self._rows += rows if parts else 0
 
     def take(self, accelerator: Any) -> dict[str, float]:
         """The means so far over all processes, by output name; and begins anew.
@@ -39,10 +44,15 @@ class ObjectiveLosses:
         Args:
             accelerator (`accelerate.Accelerator`): Of the trainer. Every process has to call.
         """
-        sums, batches = self._sums, self._batches
-        self._sums, self._batches = {}, 0
-        means = {name: accelerator.reduce(value / batches, reduction="mean") for name, value in sorted(sums.items())}
-        return {name: float(value) for name, value in means.items()}
+        sums, rows = self._sums, self._rows
+        self.clear()
+        names = sorted(sums)
+        if not names:
+            return {}
+        device = accelerator.device
+        values = torch.stack([*(sums[name].to(device) for name in names), torch.tensor(float(rows), device=device)])
+        *totals, count = accelerator.reduce(values, reduction="sum").tolist()
+        return {name: total / count for name, total in zip(names, totals)}
 
 
 __all__ = ["PREFIX", "ObjectiveLosses"]

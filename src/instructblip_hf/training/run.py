@@ -193,6 +193,16 @@ def _collator_of(
     augmentation = CropAndFlip(args.data_seed or args.seed) if recipe.data.augmentation is not None else None
     if isinstance(model, Blip2ForPreTraining):
         first_stage = recipe.first_stage or FirstStageArguments()
+        if recipe.evaluation is not None:
+            raise ValueError(
+                "evaluation: the tasks need a language model, which BLIP-2's first stage has not: leave it out"
+            )
+        mixture = recipe.data.train.get("mixture") if isinstance(recipe.data.train, dict) else None
+        if mixture and mixture.get("group_by_image", 1) > 1 and not first_stage.same_image_targets:
+            raise ValueError(
+                "data.train.mixture.group_by_image puts captions of one image into a batch, and without "
+                "first_stage.same_image_targets each is wrong for the others' rows: set it, or leave groups out"
+            )
         model.options = PreTrainingOptions(
             tuple(first_stage.objectives), first_stage.label_smoothing, first_stage.gather_with_gradient
         )
@@ -202,7 +212,6 @@ def _collator_of(
             same_image_targets=first_stage.same_image_targets,
             image_inputs=image_inputs,
             augmentation=augmentation,
-            clean_captions=recipe.data.clean_captions,
         )
     if recipe.first_stage is not None:
         raise ValueError(
@@ -218,7 +227,6 @@ def _collator_of(
         share_images=args.n_gpu <= 1 and augmentation is None,
         image_inputs=image_inputs,
         augmentation=augmentation,
-        clean_captions=recipe.data.clean_captions,
     )
 
 

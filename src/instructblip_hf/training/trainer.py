@@ -81,6 +81,21 @@ class MixtureState(TrainerCallback, ExportableState):
         }
 
 
+class EndOfAnswers(TrainerCallback):
+    """Has generation stop at the processor's own end token alone, which Trainer puts the tokenizer's beside.
+
+    Args:
+        end_token_id (`int`): What ends an answer.
+    """
+
+    def __init__(self, end_token_id: int) -> None:
+        self.end_token_id = end_token_id
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """After Trainer has aligned the model's special tokens with the tokenizer's."""
+        model.generation_config.eos_token_id = self.end_token_id
+
+
 class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
     """Trains a vision-language model of this package on rows of images, prompts and completions.
 
@@ -229,6 +244,9 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
         self._stream_positions = StreamPositions(args)
         if isinstance(train_dataset, MixtureDataset | StreamMixture):
             self.add_callback(MixtureState(mixture_fingerprint(train_dataset.mixture, args), draws_per_step(args)))
+        processor: Any = processing_class
+        if getattr(processor, "end_token", None) is not None:
+            self.add_callback(EndOfAnswers(processor.end_token_id))
         if self.is_fsdp_enabled:
             share_tied_embeddings(model)
             gather_in_own_dtypes(self.accelerator.state.fsdp_plugin)
@@ -292,6 +310,23 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
             return super().get_train_dataloader()
         return stream_loader(self.train_dataset, self.args, self.data_collator, self.accelerator.device)
 
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Trainer's loop; the parts of a loss that is a sum are metrics beside it, such as ``eval_loss_itm``."""
+        parts = self._objective_losses["eval_loss"]
+        parts.clear()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output.metrics.update(
+            {f"{metric_key_prefix}_{name}": value for name, value in parts.take(self.accelerator).items()}
+        )
+        return output
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Trainer's loader; images that are changed at random in training are as they are here."""
         collator = self.data_collator
@@ -336,8 +371,11 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
                 stack.enter_context(activations_recomputed(model))
             stack.enter_context(sparse_gradients(self._sparse_embeddings if model.training else ()))
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self._objective_losses["loss" if model.training else "eval_loss"].add(outputs)
-        if datasets is not None and labels is not None:
+        rows = len(labels) if labels is not None else 1
+        self._objective_losses["loss" if model.training else "eval_loss"].add(outputs, rows)
+        # A first stage without the generation objective has no logits, and no losses of labels.
+        has_labels = not isinstance(outputs, Mapping) or {"logits", "label_losses"} & outputs.keys()
+        if datasets is not None and labels is not None and has_labels:
             config: Any = self.accelerator.unwrap_model(model).config
             is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
             label_losses = outputs.get("label_losses") if isinstance(outputs, Mapping) else None
@@ -365,10 +403,8 @@ class VisionLanguageTrainer(GuardedTrainer, AdapterTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's logs; also the parts of a loss that is a sum, such as ``loss_itc``, and with a mixture ``loss/NAME`` and
         ``eval_loss/NAME`` of each dataset that was drawn."""
-        for key, parts in self._objective_losses.items():
-            if key in logs:
-                values = parts.take(self.accelerator)
-                logs = {**logs, **{name.replace("loss", key, 1): value for name, value in values.items()}}
+        if "loss" in logs:
+            logs = {**logs, **self._objective_losses["loss"].take(self.accelerator)}
         for key, losses in self._dataset_losses.items():
             if key in logs:
                 logs = {**logs, **{f"{key}/{name}": value for name, value in losses.take(self.accelerator).items()}}

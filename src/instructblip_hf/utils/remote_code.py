@@ -73,6 +73,10 @@ def export_remote_code(folder: str | PathLike[str]) -> list[Path]:
     if model_type not in _FAMILIES:
         raise ValueError(f"{folder} holds model_type {model_type!r}; code can be added for: {', '.join(_FAMILIES)}")
     family = _FAMILIES[model_type]
+    architecture = (config.get("architectures") or [None])[0]
+    own = family.model.rpartition(".")[2]
+    if architecture not in (None, own):
+        raise ValueError(f"{folder} holds a {architecture}; code can be added for {own} of this type alone")
 
     entries = (family.config, family.model, family.processor, family.pipeline)
     written = []

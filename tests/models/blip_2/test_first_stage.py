@@ -275,3 +275,38 @@ def test_bad_options_and_inputs_are_named():
         model(**batch)
     with pytest.raises(ValueError, match="2 images and 6 captions do not make pairs"):
         model(**{**lavis_batch(), "image_states": lavis_batch()["image_states"][:2]})
+
+
+def test_rows_that_share_an_image_by_index_are_no_negatives_of_each_other():
+    model, batch = lavis_model(), lavis_batch()
+    batch["image_states"] = batch["image_states"][:2]
+    index = torch.tensor([0, 0, 0, 1, 1, 1])
+    by_index = model(**batch, image_index=index, **drawn("one_ids"))
+    by_ids = model(**batch, image_index=index, image_ids=index + 7, **drawn("one_ids"))
+    for name in LOSSES:
+        torch.testing.assert_close(by_index[name], by_ids[name])
+
+
+@pytest.mark.parametrize("implementation", ["flex_attention", "flash_attention_2"])
+def test_attention_without_masks_of_four_dimensions_is_refused(implementation):
+    model = lavis_model()
+    model.qformer.config._attn_implementation = implementation
+    with pytest.raises(ValueError, match=f"{implementation} attention takes no mask of four dimensions"):
+        model(**lavis_batch())
+
+
+def test_similarity_is_float32_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(4, 3, 64, generator=generator), dim=-1)
+    texts = torch.nn.functional.normalize(torch.randn(5, 64, generator=generator), dim=-1)
+    expected = torch.stack([(images.double() @ text.double()).amax(-1) for text in texts], dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = Blip2ForPreTraining.similarity(images, texts)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), expected, atol=1e-6, rtol=0)
+
+
+def test_similarities_that_are_no_numbers_give_a_loss_that_is_none():
+    model, batch = lavis_model(), lavis_batch()
+    batch["image_states"][0] = torch.nan
+    assert model(**batch).loss.isnan()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ...utils.caption_text import clean_caption
 from ..answers import CHOICES, choose_answer, draw_index
 from ..image_groups import peek
 from ..schema import SLOTS, Example
@@ -43,6 +44,8 @@ class Instructions:
         max_ocr_tokens (`int`, *optional*, defaults to 30): OCR tokens in a prompt.
         templates (`Mapping[str, TaskTemplates]`, *optional*): Of `load_templates`; the shipped ones by default.
         wording (`str`, *optional*): One [`Template`] for all rows in place of the templates; with form `"instruction"`.
+        clean_captions (`bool`, *optional*, defaults to `False`):
+            Whether captions are put as LAVIS puts them, see [`clean_caption`]; other answers are as they are.
         qformer_wording (`str`, *optional*): What the Q-Former reads, by default the prompt; a [`Template`] as well.
 
     Raises:
@@ -57,6 +60,7 @@ class Instructions:
     templates: Mapping[str, TaskTemplates] | None = None
     wording: str | None = None
     qformer_wording: str | None = None
+    clean_captions: bool = False
 
     def __post_init__(self) -> None:
         for name in ("wording", "qformer_wording"):
@@ -121,8 +125,13 @@ class Instructions:
         completion = answer
         if SLOTS[category].target == "question":
             texts["answer"], completion = answer, example["question"]
+        is_caption = not SLOTS[category].required and SLOTS[category].target == "answers"
+        if is_caption and self.clean_captions:
+            completion = clean_caption(completion)
+            if not completion:
+                raise ValueError(f"nothing is left of the caption {answer!r} but punctuation")
         if self.form == "prefix":
-            if SLOTS[category].required or SLOTS[category].target != "answers":
+            if not is_caption:
                 raise ValueError(f"form prefix is for captions, which {category} has none of")
             return split_caption(completion, self.seed, epoch, row)
         if self.wording is not None:

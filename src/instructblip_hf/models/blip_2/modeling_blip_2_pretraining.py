@@ -241,7 +241,8 @@ class Blip2ForPreTraining(Blip2ForImageTextRetrieval):
                 By default drawn by similarity, anew at each call.
             negative_texts (`torch.LongTensor`, *optional*): Shape (rows,): the same for each image.
             image_index (`torch.LongTensor`, *optional*):
-                Shape (rows,): the image of each row, where rows share images that are given once.
+                Shape (rows,): the image of each row, where rows share images that are given once. Without ``image_ids``
+                it says which rows of this process show the same image.
 
         Returns:
             [`Blip2ForPreTrainingOutput`]
@@ -264,6 +265,9 @@ class Blip2ForPreTraining(Blip2ForImageTextRetrieval):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         batch = GlobalBatch.of(len(input_ids), input_ids.device)
+        if image_ids is None and image_index is not None:
+            # Of other processes' images nothing is known.
+            image_ids = image_index.to(input_ids.device) + batch.start
         image_vectors, text_vectors, generated = self._read_apart(states, input_ids, attention_mask, decoder_input_ids)
         outputs: Any = Blip2ForPreTrainingOutput(image_embeds=image_vectors, text_embeds=text_vectors)
         if "itc" in self.options.objectives:

@@ -20,12 +20,13 @@ from transformers.utils import ModelOutput
 from ..composition import load_part, load_vision_tower
 from ..connectors.configuration_qformer import QFormerConfig
 from ..connectors.qformer_from_bert import bert_shape, copy_bert_weights
-from ..model_part import NO_SPLIT_MODULES, value_or_default
+from ..model_part import NO_SPLIT_MODULES, as_input_of, value_or_default
 from ..modeling_base import StrictLoadingMixin
 from ..vision_towers.running import run_vision_tower
 from .attention_masks import bi_directional_mask
 from .configuration_blip_2 import Blip2Config, Blip2VisionConfig
 from .modeling_blip_2_parts import Blip2QFormerModel, Blip2TextEmbeddings, Blip2VisionModel
+from .pretraining_losses import at_least_float32
 
 
 @dataclass
@@ -107,7 +108,6 @@ class Blip2ForImageTextRetrieval(StrictLoadingMixin, PreTrainedModel):
     image_side = ("vision_model", "embeddings", "qformer", "vision_projection", "text_projection", "itm_head")
     _supports_attention_backend = True
     _supports_sdpa = True
-    _supports_flex_attn = True
     _no_split_modules = [*NO_SPLIT_MODULES, "Blip2TextEmbeddings"]
     _keep_in_fp32_modules = ["query_tokens", "qformer"]
     # What the first stage has beyond this model.
@@ -178,6 +178,8 @@ class Blip2ForImageTextRetrieval(StrictLoadingMixin, PreTrainedModel):
         source = bert if isinstance(bert, PreTrainedModel) or bert is None else load_part(bert, AutoModelForMaskedLM)
         if source is not None and source.config.model_type != "bert":
             raise ValueError(f"bert is of type {source.config.model_type!r}; it must be a BERT")
+        if processor is not None and processor.num_query_tokens not in (None, num_query_tokens):
+            raise ValueError(f"num_query_tokens is {num_query_tokens}, the processor's {processor.num_query_tokens}")
         shape = bert_shape(source.config) if source is not None and qformer_config is None else {}
         options = {
             **(qformer_config.to_dict() if qformer_config is not None else shape),
@@ -367,19 +369,20 @@ class Blip2ForImageTextRetrieval(StrictLoadingMixin, PreTrainedModel):
         Returns:
             `torch.Tensor`: Shape (images, texts).
         """
-        return torch.einsum("iqd,td->iqt", image_embeds, text_embeds).amax(1)
+        # In float32 also under autocast: the temperature makes much of small differences.
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            wide = at_least_float32(image_embeds), at_least_float32(text_embeds)
+            return torch.einsum("iqd,td->iqt", *wide).amax(1)
 
     def project_queries(self, query_states: torch.Tensor) -> torch.Tensor:
         """Query states (images, queries, hidden) to vectors of length 1 (images, queries, dimensions)."""
-        return nn.functional.normalize(
-            self.vision_projection(query_states.to(self.vision_projection.weight.dtype)), dim=-1
-        )
+        projected = self.vision_projection(as_input_of(self.vision_projection, query_states))
+        return nn.functional.normalize(projected, dim=-1)
 
     def project_text(self, text_states: torch.Tensor) -> torch.Tensor:
         """Text states (texts, tokens, hidden), `[CLS]` first, to vectors of length 1 (texts, dimensions)."""
-        return nn.functional.normalize(
-            self.text_projection(text_states[:, 0].to(self.text_projection.weight.dtype)), dim=-1
-        )
+        projected = self.text_projection(as_input_of(self.text_projection, text_states[:, 0]))
+        return nn.functional.normalize(projected, dim=-1)
 
     def match(
         self,
@@ -403,8 +406,8 @@ class Blip2ForImageTextRetrieval(StrictLoadingMixin, PreTrainedModel):
             return_dict=True,
             encoder_index=image_index,
         )
-        query_states = outputs.last_hidden_state[:, : queries.shape[1]].to(self.itm_head.weight.dtype)
-        return self.itm_head(query_states).mean(1), outputs
+        query_states = outputs.last_hidden_state[:, : queries.shape[1]]
+        return self.itm_head(as_input_of(self.itm_head, query_states)).mean(1), outputs
 
     def _without_placeholders(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None

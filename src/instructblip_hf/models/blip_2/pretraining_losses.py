@@ -50,7 +50,9 @@ def sample_negatives(similarity: torch.Tensor, is_positive: torch.Tensor) -> tor
     Returns:
         `torch.LongTensor`: Shape (rows,); -1 for a row that everything belongs to.
     """
-    weights = at_least_float32(similarity).masked_fill(is_positive, -torch.inf).softmax(dim=1)
+    # Where similarities are no numbers any negative will do: the loss is no number either, and is dealt with as such.
+    similarity = torch.nan_to_num(at_least_float32(similarity))
+    weights = similarity.masked_fill(is_positive, -torch.inf).softmax(dim=1)
     has_negative = ~is_positive.all(dim=1)
     drawn = torch.multinomial(weights.where(has_negative[:, None], weights.new_ones(())), 1).squeeze(1)
     return drawn.where(has_negative, -1)

@@ -57,16 +57,6 @@ class Blip2Processor(VisionLanguageProcessor):
         )
         _ = self.end_token_id  # an end token that cannot be one is told here
 
-    @property
-    def end_token_id(self) -> int | None:
-        """Id of the token that ends an answer: what training teaches, and what generation stops at."""
-        if self.end_token is None:
-            return self.tokenizer.eos_token_id
-        ids = self.tokenizer(self.end_token, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise ValueError(f"end_token {self.end_token!r} is {len(ids)} tokens of the tokenizer; it must be one")
-        return ids[0]
-
     def encode_captions(
         self,
         examples: Sequence[Mapping[str, Any]],

@@ -75,6 +75,12 @@ class QFormerModel(ModelPart):
                     f"an attention_mask of four dimensions is added to the scores and must be of a floating type, got "
                     f"{attention_mask.dtype}"
                 )
+            implementation = self.config._attn_implementation or "eager"
+            if attention_mask.dim() == 4 and implementation.startswith(("flex", "flash", "paged")):
+                raise ValueError(
+                    f"{implementation} attention takes no mask of four dimensions, which matching and the first stage need: "
+                    "use eager or sdpa for the Q-Former"
+                )
             self_mask = create_bidirectional_mask(
                 config=self.config, inputs_embeds=states, attention_mask=attention_mask
             )

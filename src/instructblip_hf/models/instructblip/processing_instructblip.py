@@ -34,6 +34,12 @@ class InstructBlipProcessor(VisionLanguageProcessor):
         max_qformer_length (`int`, *optional*):
             Most tokens of an instruction in the Q-Former, CLS and SEP included; LAVIS trains with 128. By default,
             and at most, ``qformer_tokenizer.model_max_length`` (512 where that is not set). Longer text is cut.
+        end_token (`str`, *optional*):
+            What ends an answer, one token of the language model; by default the tokenizer's end token. BLIP-2's models
+            with OPT, which InstructBLIP may start from, end theirs with a newline.
+
+    Raises:
+        ValueError: If ``end_token`` is not one token.
     """
 
     qformer_tokenizer: Any
@@ -46,7 +52,9 @@ class InstructBlipProcessor(VisionLanguageProcessor):
         num_query_tokens: int | None = None,
         chat_template: str | dict[str, str] | None = None,
         max_qformer_length: int | None = None,
+        end_token: str | None = None,
     ) -> None:
+        self.end_token = end_token
         self.image_token = self._adopt_image_token(tokenizer)
         self.num_query_tokens = num_query_tokens
         self.max_qformer_length = max_qformer_length
@@ -56,6 +64,7 @@ class InstructBlipProcessor(VisionLanguageProcessor):
             qformer_tokenizer,
             chat_template=chat_template if chat_template is not None else DEFAULT_CHAT_TEMPLATE,
         )
+        _ = self.end_token_id  # an end token that cannot be one is told here
 
     @property
     def model_input_names(self) -> list[str]:

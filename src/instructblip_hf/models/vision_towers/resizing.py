@@ -46,7 +46,10 @@ def resize_images(model: Any, image_size: int, processor: Any = None) -> None:
         for config in (tower.config, model.config.vision_config):
             config.image_size = image_size
     if processor is not None:
-        processor.image_processor.size = {"height": image_size, "width": image_size}
+        size = {"height": image_size, "width": image_size}
+        processor.image_processor.size = size
+        if getattr(processor.image_processor, "do_center_crop", False):
+            processor.image_processor.crop_size = size
 
 
 __all__ = ["resize_images"]
