@@ -28,10 +28,21 @@ def test_every_row_of_every_dataset_can_be_worded(copies, name):
         examples = CatalogDataset(name, root, split)
         for form in FORMS:
             rows = InstructionDataset(examples, Instructions(form=form), open_images)
+            if form == "prefix" and DATASETS[name].category not in (
+                "image_captioning",
+                "captioning_reading",
+                "llava_instruct",
+            ):
+                with pytest.raises(ValueError, match="form prefix is for captions"):
+                    rows[0]
+                continue
             for example, row in zip(examples, rows):
                 assert row["dataset"] == name
                 assert row["images"] or not example["images"]
-                if "messages" in row:
+                if form == "prefix" and "messages" not in row:
+                    whole = f"{row['prompt']} {row['completion']}".strip()
+                    assert whole in [" ".join(answer.split()) for answer in example["answers"]]
+                elif "messages" in row:
                     assert len(row["messages"]) == len(example["messages"])
                 elif example["category"] == "question_generation":
                     assert row["completion"] == example["question"]

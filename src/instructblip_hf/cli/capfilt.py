@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import stopping_errors, user_errors
 from .launching import become_launched, device_of_process, without_options
-from .loading import load, load_generating
+from .loading import load
 from .tables import print_columns
 
 
@@ -47,7 +47,7 @@ def run_capfilt(
         encoder = RetrievalEncoder(loaded.model, loaded.processor, loaded.name)
         maker = None
         if captioner is not None:
-            loaded = load_generating(captioner, place, dtype)
+            loaded = load(captioner, place, dtype)
             maker = Captioner(loaded.model, loaded.processor, caption_options, loaded.name)
         with stopping_errors():
             report = capfilt(opened, output, CaptionFilter(encoder, filter_options), maker, options)
