@@ -6,10 +6,11 @@ import logging
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, BlipImageProcessorPil
+from transformers import AutoTokenizer, BlipImageProcessorPil, PreTrainedConfig
 
 from ..models.blip_2 import Blip2ForPreTraining, Blip2Processor
 from ..models.composition import load_vision_tower
+from ..models.families import FAMILIES, family_of
 from ..models.instructblip import InstructBlipProcessor
 from ..models.stages import start_instruction_tuning, start_second_stage
 from .arguments import PartsArguments
@@ -82,17 +83,27 @@ def _first_stage(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
     if tokenizer.bos_token is None:
         tokenizer.add_special_tokens({"bos_token": DECODER_TOKEN})
     vision: Any = load_vision_tower(str(parts.vision), dtype=dtype)
-    try:
-        image_processor = AutoImageProcessor.from_pretrained(parts.vision)
-    except OSError:
-        size = vision.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        image_processor = BlipImageProcessorPil(size={"height": height, "width": width})
+    image_processor = _image_processor_of(str(parts.vision), vision)
     processor = Blip2Processor(image_processor, tokenizer, num_query_tokens=parts.num_query_tokens)
     model = Blip2ForPreTraining.from_vision_bert_pretrained(
         vision, parts.bert, num_query_tokens=parts.num_query_tokens, processor=processor
     )
     return _cast(model, dtype), processor
+
+
+def _image_processor_of(source: str, vision: Any) -> Any:
+    """The vision tower's own, or where it comes without one that of BLIP-2 for images of its size."""
+    # Models of this package first: early 5.x wants torchvision for AutoImageProcessor, theirs need none.
+    if PreTrainedConfig.get_config_dict(source)[0].get("model_type") in FAMILIES:
+        return family_of(source)[0].processor_class.from_pretrained(source).image_processor
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(source)
+    except OSError:
+        size = vision.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return BlipImageProcessorPil(size={"height": height, "width": width})
 
 
 def _tokenizer_of(text: str) -> Any:
