@@ -15,10 +15,11 @@ from transformers.processing_utils import ProcessingKwargs
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..constants import IMAGE_TOKEN
-from ..utils.images import is_single_image, load_image, sample_frames
+from ..utils.images import load_image
 from ..utils.same_images import distinct_images, source_key
 from .chat import RenderedInstructions, fill_images, instruction_of, normalize_conversation
 from .prompt_tokens import encode_texts, pad_rows, truncate_row
+from .sample_images import images_of_samples, is_given
 from .training_rows import encode_answer, encode_target, encode_training_rows
 
 
@@ -135,14 +136,14 @@ class VisionLanguageProcessor(ProcessorMixin):
                 transformers hands over the language model's tokenizer where it cannot find the Q-Former's, and the
                 Q-Former would read other words without a sign of it.
         """
-        if _any(audio):
+        if is_given(audio):
             raise ValueError(f"audio must be None, got {type(audio).__name__}: this model has no audio input")
-        if images is None and text is None and not _any(videos):
+        if images is None and text is None and not is_given(videos):
             raise ValueError("images, text or videos must be given, all are None")
         text_options, image_options = self._split_options(kwargs)
         return_tensors = text_options.get("return_tensors")
         texts = None if text is None else _as_texts(text, "text")
-        image_lists = _images_of_samples(images, videos, num_frames, None if texts is None else len(texts))
+        image_lists = images_of_samples(images, videos, num_frames, None if texts is None else len(texts))
         counts = [len(sample) for sample in image_lists]
 
         data: dict[str, Any] = {}
@@ -313,7 +314,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         images: list[list[Any]] = []
         if tokenize:
             beside = call_options.pop("images", None)
-            beside = _images_of_samples(beside, None, num_frames, len(parsed))
+            beside = images_of_samples(beside, None, num_frames, len(parsed))
             images = [
                 fill_images(messages, sources, extra, name)
                 for (messages, sources), extra, name in zip(parsed, beside, names)
@@ -552,53 +553,6 @@ def _as_texts(text: str | Sequence[str], name: str) -> list[str]:
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
         raise ValueError(f"{name} must be a string or a non-empty list of strings, got {text!r:.80}")
     return list(texts)
-
-
-def _any(collection: Any) -> bool:
-    return collection is not None and len(collection) > 0
-
-
-def _images_of_samples(images: Any, videos: Any, num_frames: int, num_samples: int | None) -> list[list[Any]]:
-    """Images of each sample, frames of its video after them. Without texts, one sample holds all of them."""
-    samples = _group(images, num_samples, "images")
-    if not _any(videos):
-        return samples
-    if num_samples == 1 and is_single_image(videos[0]):
-        videos = [videos]
-    if num_samples is not None and len(videos) != num_samples:
-        raise ValueError(
-            f"videos holds {len(videos)} videos for {num_samples} texts: give a list of frames for each text, empty "
-            "where it has none"
-        )
-    for index, frames in enumerate(videos):
-        if frames is None:
-            continue
-        if is_single_image(frames):
-            raise ValueError(f"video {index} must be a list of frames, got {type(frames).__name__}")
-        samples[index if num_samples is not None else 0].extend(sample_frames(frames, num_frames))
-    return samples
-
-
-def _group(images: Any, num_samples: int | None, name: str) -> list[list[Any]]:
-    if images is None:
-        return [[] for _ in range(num_samples or 1)]
-    flat = [images] if is_single_image(images) else list(images)
-    is_nested = any(not is_single_image(item) for item in flat)
-    groups = [
-        [] if item is None else [item] if is_single_image(item) else [image for image in item if image is not None]
-        for item in flat
-    ]
-    if num_samples is None or (num_samples == 1 and not is_nested):
-        return [[image for group in groups for image in group]]
-    if not flat:
-        return [[] for _ in range(num_samples)]
-    if len(groups) != num_samples:
-        raise ValueError(
-            f"{name} holds {len(groups)} {'lists of images' if is_nested else 'images'} for {num_samples} texts: give "
-            "one image a text, a list of images for each text (empty where it has none), or any number of images with "
-            "a single text"
-        )
-    return groups
 
 
 def _mask_of_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
