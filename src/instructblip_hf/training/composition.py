@@ -50,9 +50,7 @@ def compose(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
             num_query_tokens=first_processor.num_query_tokens,
             end_token=parts.end_token,
         )
-        model, report = start_second_stage(
-            parts.first_stage, parts.text, processor, text_kwargs={"dtype": dtype} if dtype is not None else None
-        )
+        model, report = start_second_stage(parts.first_stage, parts.text, processor, text_kwargs={"dtype": dtype})
     else:
         second: Any = Blip2Processor.from_pretrained(str(parts.second_stage))
         processor = InstructBlipProcessor(
