@@ -47,17 +47,17 @@ def blank_image(model: Any, device: torch.device) -> dict[str, torch.Tensor]:
     A vision tower that is frozen as a whole, and whole on each process, is left out: zeros stand for its features.
 
     Args:
-        model (`VisionLanguageModel`): With a ``vision_model``.
+        model (`VisionLanguageModel`): Its ``image_tower`` and ``image_embeds_size`` are looked at.
         device (`torch.device`): Of the batch.
     """
     inputs: dict[str, torch.Tensor] = {}
-    tower = model.vision_model
+    tower = model.image_tower
     if is_sharded(model) or any(parameter.requires_grad for parameter in tower.parameters()):
         size = tower.config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         inputs["pixel_values"] = torch.zeros(1, 3, height, width, device=device)
     else:
-        inputs["image_embeds"] = torch.zeros(1, 1, tower.config.hidden_size, device=device)
+        inputs["image_embeds"] = torch.zeros(1, 1, model.image_embeds_size, device=device)
     floating = (parameter.dtype for parameter in tower.parameters() if parameter.is_floating_point())
     return {name: value.to(next(floating)) for name, value in inputs.items()}
 

@@ -1,8 +1,8 @@
 """What the InstructBLIP, BLIP-2 and LLaVA models share.
 
 All three have the module tree of published checkpoints: a vision tower, a connector and a full ``language_model``.
-This file holds the parts of their life that do not depend on the connector: strict loading, placing image features
-into the prompt, generation by the language model, and handing embedding and device questions on to it.
+This file holds the parts of their life that do not depend on the connector: placing image features into the prompt,
+the pass through the language model, generation and ranking by it, and handing embedding and device questions on to it.
 """
 
 from __future__ import annotations
@@ -14,131 +14,25 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import ModelOutput
 
 from .base_model_view import BaseModelView
-from .language_models.adapter import build_language_model
+from .blank_images import blank_image, needs_blank_image
+from .language_models.adapter import build_language_model, run_language_model
+from .model_part import value_or_default
 from .ranking import RankingOutput, rank_continuations
+from .strict_loading import StrictLoadingMixin
 
 
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Filled in from the language model's own generation configuration where a checkpoint's outer one leaves them out.
 _TOKEN_ID_OPTIONS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-
-
-class StrictLoadingMixin:
-    """`from_pretrained` that raises on missing or unexpected keys instead of reporting them."""
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *model_args: Any, strict: bool = True, **kwargs: Any
-    ) -> Any:
-        """Load a model; every key of the checkpoint must have a home and every parameter a key.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): Folder or Hub id.
-            strict (`bool`, *optional*, defaults to `True`):
-                `False` accepts missing keys, newly initialised, and unexpected ones, left out, as stock
-                transformers does.
-            kwargs: As for `transformers.PreTrainedModel.from_pretrained`.
-
-        Returns:
-            `PreTrainedModel`: In evaluation mode; with ``output_loading_info=True`` a tuple with the loading info.
-
-        Raises:
-            KeyError: If keys are missing or unexpected; it names them.
-        """
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        if isinstance(kwargs.get("config"), PreTrainedConfig):
-            given = kwargs["config"]
-            kwargs["config"] = cls._own_config(given)
-            if kwargs["config"] is not given:
-                hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-                cls._read_foreign_parts(kwargs["config"], pretrained_model_name_or_path, hub_options)
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = cls._keep_image_side_whole(kwargs["quantization_config"])
-        model, info = super().from_pretrained(  # type: ignore[misc]
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        if strict:
-            raise_on_key_differences(cls.__name__, pretrained_model_name_or_path, info)
-        if kwargs.get("key_mapping"):
-            # Otherwise save_pretrained would write the names of the file that was read, not the model's own.
-            model._weight_conversions = None
-        if not cls.__module__.startswith("transformers_modules."):
-            # They name code files of the folder that was read; save_pretrained would write the names, not the files.
-            for name in ("auto_map", "custom_pipelines"):
-                vars(model.config).pop(name, None)
-        return (model, info) if output_loading_info else model
-
-    def post_init(self) -> None:
-        super().post_init()  # type: ignore[misc]
-        # transformers adds the parts' patterns to the whole's. A vision tower or Q-Former leaves out the keys of its
-        # neighbours when it is loaded out of a full checkpoint; here those keys are the model's own.
-        own = type(self)._keys_to_ignore_on_load_unexpected or ()  # type: ignore[attr-defined]
-        language_model: Any = self._modules.get("language_model")  # type: ignore[attr-defined]
-        others = getattr(language_model, "_keys_to_ignore_on_load_unexpected", None) or ()
-        vars(self)["_keys_to_ignore_on_load_unexpected"] = {*own, *others}
-
-    @classmethod
-    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
-        return super()._from_config(cls._own_config(config), **kwargs)  # type: ignore[misc]
-
-    @classmethod
-    def _own_config(cls, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Our configuration for stock transformers' of the same type, which its `AutoConfig` returns."""
-        own = cls.config_class  # type: ignore[attr-defined]
-        if isinstance(config, own) or config.model_type != own.model_type:
-            return config
-        converted = own.from_dict(config.to_dict())
-        # What to_dict leaves out.
-        converted._attn_implementation = config._attn_implementation
-        for name in own.sub_configs:
-            getattr(converted, name)._attn_implementation = getattr(config, name)._attn_implementation
-        converted.name_or_path = config.name_or_path
-        return converted
-
-    @classmethod
-    def _read_foreign_parts(cls, config: PreTrainedConfig, source: Any, hub_options: dict[str, Any]) -> None:
-        """Read parts of a foreign type again, which stock's configuration class has forced into its own type."""
-        saved, _ = PreTrainedConfig.get_config_dict(source, **hub_options)
-        for name, expected in cls.config_class.sub_configs.items():  # type: ignore[attr-defined]
-            part: Any = saved.get(name) or {}
-            model_type = part.get("model_type")
-            if model_type and model_type != getattr(config, name).model_type and hasattr(expected, "model_type"):
-                attn_implementation = getattr(config, name)._attn_implementation
-                setattr(config, name, CONFIG_MAPPING[model_type](**part))
-                getattr(config, name)._attn_implementation = attn_implementation
-
-    @classmethod
-    def _keep_image_side_whole(cls, quantization_config: Any) -> Any:
-        return quantization_config
-
-
-def raise_on_key_differences(
-    class_name: str,
-    source: Any,
-    info: dict[str, Any],
-    advice: str = "Pass strict=False to load it anyway.",
-    shown: int = 20,
-) -> None:
-    """Raises a `KeyError` that names the missing and unexpected keys of a loading info, if there are any."""
-    problems = []
-    for kind in ("missing_keys", "unexpected_keys"):
-        keys = sorted(map(str, info[kind]))
-        if keys:
-            rest = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-            problems.append(f"{len(keys)} {kind.replace('_', ' ')}: {', '.join(keys[:shown])}{rest}.")
-    if problems:
-        raise KeyError(f"{source} does not hold a whole {class_name}. {' '.join(problems)} {advice}".rstrip())
 
 
 class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
     """Base of the families: vision tower, connector, language model.
 
-    A family sets ``image_side``, the names of its modules beside the language model, builds them, and calls
-    [`place_image_features`] and [`generate_from_embeddings`].
+    A family sets ``image_side``, the names of its modules beside the language model, the vision tower first, builds
+    them, and gives ``get_image_features``, ``forward`` and ``generate`` their signatures.
     """
 
     image_side: tuple[str, ...] = ()
@@ -153,6 +47,16 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
     language_model: PreTrainedModel
 
     # --- parts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def image_tower(self) -> Any:
+        """The vision tower, by whatever name the family has for it."""
+        return getattr(self, self.image_side[0])
+
+    @property
+    def image_embeds_size(self) -> int:
+        """Width of ``image_embeds``: what the connector reads."""
+        return self.image_tower.config.hidden_size
 
     @property
     def base_model(self) -> Any:
@@ -283,6 +187,122 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(is_placeholder.unsqueeze(-1), image_features)
 
+    def _no_image_features(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Features of no image, shape (0, tokens an image, hidden), in the graph of the image side where that has to run."""
+        prompt = input_ids if input_ids is not None else inputs_embeds
+        if prompt is None or not needs_blank_image(self):
+            return None
+        model: Any = self
+        blank = {**blank_image(self, prompt.device), **self._blank_instruction(prompt.device)}
+        features = model.get_image_features(**blank).pooler_output
+        return features[:0]
+
+    def _blank_instruction(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """What ``get_image_features`` needs beside a blank image."""
+        return {}
+
+    # --- forward --------------------------------------------------------------------------------------------------
+
+    def _forward(
+        self,
+        images: dict[str, Any],
+        image_states: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+        return_dict: bool | None,
+        labels: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        """The families' ``forward``: ``images`` is for ``get_image_features``, ``kwargs`` for [`run_language_model`]."""
+        model: Any = self
+        if image_states is not None:
+            if images["pixel_values"] is not None or images["image_embeds"] is not None:
+                raise ValueError("give one of pixel_values, image_embeds and image_states")
+            images = {**images, "image_embeds": model.image_tower.post_layernorm(image_states)}
+        features = None
+        if images["pixel_values"] is not None or images["image_embeds"] is not None:
+            features = model.get_image_features(
+                **images, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+            )
+        image_features = (
+            features.pooler_output if features is not None else self._no_image_features(input_ids, inputs_embeds)
+        )
+        inputs_embeds = self.place_image_features(input_ids, inputs_embeds, image_features)
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        if output_hidden_states is not None:
+            kwargs["output_hidden_states"] = output_hidden_states
+        if output_attentions is not None:
+            kwargs["output_attentions"] = output_attentions
+        if self.training and labels is not None:
+            # FSDP's activation checkpointing runs a layer a second time, over the cache that the first one filled.
+            kwargs.setdefault("use_cache", False)
+        loss, language_model_outputs, label_losses = run_language_model(
+            self.language_model,
+            self.config.is_encoder_decoder,
+            inputs_embeds,
+            attention_mask,
+            labels=labels,
+            **kwargs,
+        )
+        outputs = self._outputs(features, language_model_outputs, loss, label_losses)
+        return outputs if value_or_default(return_dict, self.config.return_dict) else outputs.to_tuple()
+
+    def _outputs(
+        self,
+        features: Any,
+        language_model_outputs: Any,
+        loss: torch.Tensor | None,
+        label_losses: torch.Tensor | None,
+    ) -> ModelOutput:
+        """The family's output; ``features`` is what ``get_image_features`` returned, if there were images."""
+        raise NotImplementedError
+
+    def embed_prompt(
+        self, input_ids: torch.Tensor | None = None, inputs_embeds: torch.Tensor | None = None, **images: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The prompt as the language model reads it, for ``generate`` and ``rank_candidates``.
+
+        Args:
+            input_ids, inputs_embeds: As in ``generate``.
+            images: As in ``get_image_features``.
+
+        Returns:
+            `tuple`: ``input_ids``, where they were given or could be made, and embeddings of shape
+            (batch, tokens, hidden) with the image features in place.
+
+        Raises:
+            ValueError: As in ``forward``.
+        """
+        model: Any = self
+        image_features: Any = None
+        pixel_values = images.get("pixel_values")
+        if pixel_values is not None or images.get("image_embeds") is not None:
+            image_features = model.get_image_features(**images).pooler_output
+            if input_ids is None and inputs_embeds is None:
+                has_videos = pixel_values is not None and images.get("image_index") is None
+                rows: Any = pixel_values if has_videos else image_features
+                input_ids = self._image_prompt(len(rows), image_features)
+        else:
+            image_features = self._no_image_features(input_ids, inputs_embeds)
+        return input_ids, self.place_image_features(input_ids, inputs_embeds, image_features)
+
+    def _image_prompt(self, rows: int, image_features: torch.Tensor) -> torch.Tensor:
+        """Placeholders and the token that an empty text comes down to: BOS, or for T5 the end token."""
+        placeholders = image_features.shape[0] * image_features.shape[1] // rows
+        config = self.generation_config
+        last = config.eos_token_id if self.config.is_encoder_decoder else config.bos_token_id
+        last = last[0] if isinstance(last, list) else last
+        if last is None:
+            raise ValueError("without input_ids the generation_config needs a bos_token_id (T5: eos_token_id)")
+        prompt = [self.config.image_token_id] * placeholders + [last]
+        return torch.tensor([prompt] * rows, dtype=torch.long, device=image_features.device)
+
     # --- generation -----------------------------------------------------------------------------------------------
 
     def generate_from_embeddings(
@@ -377,4 +397,4 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         )
 
 
-__all__ = ["StrictLoadingMixin", "VisionLanguageModel"]
+__all__ = ["VisionLanguageModel"]

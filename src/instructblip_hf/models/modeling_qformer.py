@@ -17,13 +17,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .blank_images import blank_image, needs_blank_image
 from .composition import load_language_model, load_vision_tower
 from .connectors.configuration_qformer import QFormerConfig
 from .connectors.qformer_model import QFormerModel, build_qformer
 from .connectors.shared_images import check_image_index
-from .language_models.adapter import run_language_model
-from .model_part import NO_SPLIT_MODULES, as_input_of, value_or_default
+from .model_part import NO_SPLIT_MODULES, as_input_of
 from .modeling_base import VisionLanguageModel
 from .vision_towers.eva_vit_model import EvaVitModel
 from .vision_towers.running import run_vision_tower
@@ -254,70 +252,14 @@ class QFormerLanguageModel(VisionLanguageModel):
         """What the Q-Former is given beside queries and images; a family's arguments are those of its own inputs."""
         return {}
 
-    def _blank_instruction(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """What ``get_image_features`` needs beside a blank image."""
-        return {}
-
-    def _no_image_features(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """Features of no image, shape (0, queries, hidden), in the graph of the image side where that has to run."""
-        prompt = input_ids if input_ids is not None else inputs_embeds
-        if prompt is None or not needs_blank_image(self):
-            return None
-        model: Any = self
-        blank = {**blank_image(self, prompt.device), **self._blank_instruction(prompt.device)}
-        features = model.get_image_features(**blank).pooler_output
-        return features[:0]
-
-    # --- text -----------------------------------------------------------------------------------------------------
-
-    def _forward(
+    def _outputs(
         self,
-        images: dict[str, Any],
-        image_states: torch.Tensor | None,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        output_hidden_states: bool | None,
-        output_attentions: bool | None,
-        return_dict: bool | None,
-        labels: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> Any:
-        """The families' ``forward``: ``images`` is for ``get_image_features``, ``kwargs`` for [`run_language_model`]."""
-        model: Any = self
-        if image_states is not None:
-            if images["pixel_values"] is not None or images["image_embeds"] is not None:
-                raise ValueError("give one of pixel_values, image_embeds and image_states")
-            images = {**images, "image_embeds": model.vision_model.post_layernorm(image_states)}
-        features = None
-        if images["pixel_values"] is not None or images["image_embeds"] is not None:
-            features = model.get_image_features(
-                **images, output_hidden_states=output_hidden_states, output_attentions=output_attentions
-            )
-        image_features = (
-            features.pooler_output if features is not None else self._no_image_features(input_ids, inputs_embeds)
-        )
-        inputs_embeds = self.place_image_features(input_ids, inputs_embeds, image_features)
-        if attention_mask is None:
-            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        if output_hidden_states is not None:
-            kwargs["output_hidden_states"] = output_hidden_states
-        if output_attentions is not None:
-            kwargs["output_attentions"] = output_attentions
-        if self.training and labels is not None:
-            # FSDP's activation checkpointing runs a layer a second time, over the cache that the first one filled.
-            kwargs.setdefault("use_cache", False)
-        loss, language_model_outputs, label_losses = run_language_model(
-            self.language_model,
-            self.config.is_encoder_decoder,
-            inputs_embeds,
-            attention_mask,
-            labels=labels,
-            **kwargs,
-        )
-        outputs = self.output_class(
+        features: QFormerImageFeatures | None,
+        language_model_outputs: Any,
+        loss: torch.Tensor | None,
+        label_losses: torch.Tensor | None,
+    ) -> QFormerLanguageModelOutput:
+        return self.output_class(
             loss=loss,
             logits=language_model_outputs.get("logits"),
             vision_outputs=features.vision_outputs if features is not None else None,
@@ -325,47 +267,6 @@ class QFormerLanguageModel(VisionLanguageModel):
             language_model_outputs=language_model_outputs,
             label_losses=label_losses,
         )
-        return outputs if value_or_default(return_dict, self.config.return_dict) else outputs.to_tuple()
-
-    def embed_prompt(
-        self, input_ids: torch.Tensor | None = None, inputs_embeds: torch.Tensor | None = None, **images: Any
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The prompt as the language model reads it, for ``generate`` and ``rank_candidates``.
-
-        Args:
-            input_ids, inputs_embeds: As in ``generate``.
-            images: As in ``get_image_features``.
-
-        Returns:
-            `tuple`: ``input_ids``, where they were given or could be made, and embeddings of shape
-            (batch, tokens, hidden) with the image features in place.
-
-        Raises:
-            ValueError: As in ``forward``.
-        """
-        model: Any = self
-        image_features: Any = None
-        pixel_values = images.get("pixel_values")
-        if pixel_values is not None or images.get("image_embeds") is not None:
-            image_features = model.get_image_features(**images).pooler_output
-            if input_ids is None and inputs_embeds is None:
-                has_videos = pixel_values is not None and images.get("image_index") is None
-                rows: Any = pixel_values if has_videos else image_features
-                input_ids = self._image_prompt(len(rows), image_features)
-        else:
-            image_features = self._no_image_features(input_ids, inputs_embeds)
-        return input_ids, self.place_image_features(input_ids, inputs_embeds, image_features)
-
-    def _image_prompt(self, rows: int, image_features: torch.Tensor) -> torch.Tensor:
-        """Placeholders and the token that an empty text comes down to: BOS, or for T5 the end token."""
-        placeholders = image_features.shape[0] * image_features.shape[1] // rows
-        config = self.generation_config
-        last = config.eos_token_id if self.config.is_encoder_decoder else config.bos_token_id
-        last = last[0] if isinstance(last, list) else last
-        if last is None:
-            raise ValueError("without input_ids the generation_config needs a bos_token_id (T5: eos_token_id)")
-        prompt = [self.config.image_token_id] * placeholders + [last]
-        return torch.tensor([prompt] * rows, dtype=torch.long, device=image_features.device)
 
 
 __all__ = ["QFormerImageFeatures", "QFormerLanguageModel", "QFormerLanguageModelOutput"]

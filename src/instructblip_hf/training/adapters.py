@@ -26,7 +26,7 @@ from torch import nn
 
 from ..checkpoints import BUNDLED_CHECKPOINTS, bundled_checkpoint
 from ..models.families import FAMILIES, family_of
-from ..models.modeling_base import HUB_OPTIONS
+from ..models.strict_loading import HUB_OPTIONS
 from .quantization import is_quantized, keep_weights_as_loaded, quantization_config
 
 

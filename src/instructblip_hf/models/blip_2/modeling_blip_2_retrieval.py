@@ -21,7 +21,7 @@ from ..composition import load_part, load_vision_tower
 from ..connectors.configuration_qformer import QFormerConfig
 from ..connectors.qformer_from_bert import bert_shape, copy_bert_weights
 from ..model_part import NO_SPLIT_MODULES, as_input_of, value_or_default
-from ..modeling_base import StrictLoadingMixin
+from ..strict_loading import StrictLoadingMixin
 from ..vision_towers.running import run_vision_tower
 from .attention_masks import bi_directional_mask
 from .configuration_blip_2 import Blip2Config, Blip2VisionConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..modeling_base import raise_on_key_differences
+from ..strict_loading import raise_on_key_differences
 from .configuration_instructblip import InstructBlipConfig
 from .modeling_instructblip import InstructBlipForConditionalGeneration
 from .modeling_instructblip_parts import InstructBlipQFormerModel
