@@ -98,6 +98,29 @@ def ask(
 
 
 @app.command()
+def chat(
+    image: Annotated[
+        str | None, typer.Argument(metavar="[IMAGE]", help="What to talk about, by path or address.")
+    ] = None,
+    model: Model = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Of sampling; 0 always takes the likeliest token.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="With a temperature: sample among the likeliest tokens of so much probability.")
+    ] = 1.0,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Talk about an image. Later questions may lean on earlier ones; answers appear as they are generated."""
+    from .chat import run_chat
+
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    run_chat(image, model, device, dtype, options)
+
+
+@app.command()
 def caption(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Images, by path or address.")],
     prompt: Annotated[str, typer.Option(help="The instruction to describe an image.")] = "Describe the image.",
