@@ -41,6 +41,7 @@ _PUBLIC_NAMES = {
     "export_remote_code": "utils.remote_code",
     "model_card": "utils.model_card",
     "push_to_hub": "utils.hub",
+    "query_attention": "models.query_attention",
     "save_for_hub": "utils.hub",
     "start_instruction_tuning": "models.stages",
     "start_second_stage": "models.stages",
