@@ -9,6 +9,7 @@ import transformers
 
 from instructblip_hf.models.blip_2 import Blip2Config, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 from instructblip_hf.models.instructblip import InstructBlipConfig, InstructBlipForConditionalGeneration
+from instructblip_hf.models.llava import LlavaConfig, LlavaForConditionalGeneration
 
 
 IMAGE_TOKEN_ID = 98
@@ -114,6 +115,29 @@ def stock_blip_2(kind: str = "opt", seed: int = 0) -> transformers.Blip2ForCondi
     """A tiny BLIP-2 of transformers, in evaluation mode."""
     config = transformers.Blip2Config(**config_dict(kind))
     return randomise(transformers.Blip2ForConditionalGeneration(config), seed).eval()
+
+
+def llava_config_dict(kind: str = "llama", **options: Any) -> dict[str, Any]:
+    """Arguments for a LLaVA configuration, ours or stock's: 4 patches an image, and a class token that is left out."""
+    vision = {**config_dict(kind)["vision_config"], "num_hidden_layers": 3, "projection_dim": 16}
+    return {
+        "vision_config": {**vision, "model_type": "clip_vision_model"},
+        "text_config": text_config(kind).to_dict(),
+        "image_token_index": IMAGE_TOKEN_ID,
+        "image_seq_length": 4,
+        **options,
+    }
+
+
+def our_llava(kind: str = "llama", seed: int = 0, **options: Any) -> LlavaForConditionalGeneration:
+    """A tiny LLaVA of this package, in evaluation mode."""
+    return randomise(LlavaForConditionalGeneration(LlavaConfig(**llava_config_dict(kind, **options))), seed).eval()
+
+
+def stock_llava(kind: str = "llama", seed: int = 0, **options: Any) -> transformers.LlavaForConditionalGeneration:
+    """A tiny LLaVA of transformers, in evaluation mode."""
+    config = transformers.LlavaConfig(**llava_config_dict(kind, **options))
+    return randomise(transformers.LlavaForConditionalGeneration(config), seed).eval()
 
 
 def first_stage_config(**options: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`AutoModelForVision2Seq`, which transformers 5 removed, on the public machinery of its Auto classes.
 
-``from_pretrained`` and ``from_config`` are those of every Auto class. InstructBLIP and BLIP-2 configurations, ours and
-stock transformers' alike, lead to this package's models; every other type leads to the class that
+``from_pretrained`` and ``from_config`` are those of every Auto class. InstructBLIP, BLIP-2 and LLaVA configurations, ours
+and stock transformers' alike, lead to this package's models; every other type leads to the class that
 ``AutoModelForImageTextToText`` has for it, which includes all types of transformers 4's ``AutoModelForVision2Seq``.
 """
 
@@ -22,8 +22,13 @@ except ImportError as error:
     raise ImportError(moved(AUTO_CLASS, "the auto factory of transformers.models.auto", instead)) from error
 
 
-_CONFIGS = ("InstructBlipConfig", "Blip2Config")
-_CONFIG_MODULES = ("instructblip_hf.", "transformers.models.instructblip.", "transformers.models.blip_2.")
+_CONFIGS = ("InstructBlipConfig", "Blip2Config", "LlavaConfig")
+_CONFIG_MODULES = (
+    "instructblip_hf.",
+    "transformers.models.instructblip.",
+    "transformers.models.blip_2.",
+    "transformers.models.llava.",
+)
 
 
 class _Vision2SeqMapping(_LazyAutoMapping):

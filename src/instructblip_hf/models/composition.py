@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
@@ -56,4 +58,48 @@ def load_language_model(source: str | os.PathLike[str] | PreTrainedModel, **kwar
     return load_part(source, AutoModelForCausalLM if causal else AutoModelForSeq2SeqLM, config=config, **kwargs)
 
 
-__all__ = ["load_language_model", "load_part", "load_vision_tower"]
+def placeholder_of(language_model: PreTrainedModel, processor: Any, image_token_index: int | None) -> tuple[int, int]:
+    """Token id of the image placeholder, and how many rows the language model's embedding needs.
+
+    Args:
+        language_model (`PreTrainedModel`): Its embedding is looked at.
+        processor (`ProcessorMixin`, *optional*): Gives the id, and the size of its tokenizer.
+        image_token_index (`int`, *optional*): The id, in place of the processor; by default a new row.
+
+    Raises:
+        ValueError: If both are given.
+    """
+    embeddings: Any = language_model.get_input_embeddings()
+    if processor is not None:
+        if image_token_index is not None:
+            raise ValueError("give either processor or image_token_index")
+        index: int = processor.image_token_id
+        return index, max(index + 1, len(processor.tokenizer))
+    index = embeddings.weight.shape[0] if image_token_index is None else image_token_index
+    return index, index + 1
+
+
+def grow_embeddings(model: PreTrainedModel, needed: int) -> None:
+    """Lets a model's embedding grow to as many rows as are needed; a larger one stays as it is."""
+    embeddings: Any = model.get_input_embeddings()
+    if needed > embeddings.weight.shape[0]:
+        model.resize_token_embeddings(needed)
+
+
+@contextlib.contextmanager
+def kept_attention(*parts: PreTrainedModel) -> Iterator[None]:
+    """Keeps the attention of parts while a composite configuration is made of theirs, which would reset it."""
+    attention = [part.config._attn_implementation for part in parts]
+    yield
+    for part, implementation in zip(parts, attention):
+        part.config._attn_implementation = implementation
+
+
+__all__ = [
+    "grow_embeddings",
+    "kept_attention",
+    "load_language_model",
+    "load_part",
+    "load_vision_tower",
+    "placeholder_of",
+]

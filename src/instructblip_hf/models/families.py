@@ -55,6 +55,7 @@ FAMILIES = {
         "Blip2Processor",
         ("Blip2ForImageTextRetrieval", "Blip2ForPreTraining"),
     ),
+    "llava": Family("llava", "LlavaForConditionalGeneration", "LlavaProcessor"),
 }
 
 

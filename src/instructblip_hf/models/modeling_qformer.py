@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .composition import load_language_model, load_vision_tower
+from .composition import grow_embeddings, kept_attention, load_language_model, load_vision_tower, placeholder_of
 from .connectors.configuration_qformer import QFormerConfig
 from .connectors.qformer_model import QFormerModel, build_qformer
 from .connectors.shared_images import check_image_index
@@ -142,39 +142,23 @@ class QFormerLanguageModel(VisionLanguageModel):
         """
         vision_model = load_vision_tower(vision, **(vision_kwargs or {}))
         language_model = load_language_model(text, **(text_kwargs or {}))
-        if processor is not None:
-            if image_token_index is not None:
-                raise ValueError("give either processor or image_token_index")
-            if processor.num_query_tokens not in (None, num_query_tokens):
-                raise ValueError(
-                    f"num_query_tokens is {num_query_tokens}, the processor's {processor.num_query_tokens}"
-                )
-            image_token_index = processor.image_token_id
-        embeddings: Any = language_model.get_input_embeddings()
-        vocabulary = embeddings.weight.shape[0]
-        if image_token_index is None:
-            image_token_index = vocabulary
-        needed = max(image_token_index + 1, len(processor.tokenizer) if processor is not None else 0)
-
+        if processor is not None and processor.num_query_tokens not in (None, num_query_tokens):
+            raise ValueError(f"num_query_tokens is {num_query_tokens}, the processor's {processor.num_query_tokens}")
+        image_token_index, needed = placeholder_of(language_model, processor, image_token_index)
         built_qformer = build_qformer(cls.qformer_class, qformer, vision_model.config.hidden_size, qformer_config)
         if processor is not None:
             cls._fit_qformer(built_qformer, processor)
-        parts = (vision_model, built_qformer, language_model)
-        attention = [part.config._attn_implementation for part in parts]
         config_class: Any = cls.config_class
-        config = config_class(
-            vision_config=vision_model.config,
-            qformer_config=built_qformer.config,
-            text_config=language_model.config,
-            num_query_tokens=num_query_tokens,
-            image_token_index=image_token_index,
-        )
-        # A composite configuration resets the attention of its parts, which are models already.
-        for part, implementation in zip(parts, attention):
-            part.config._attn_implementation = implementation
+        with kept_attention(vision_model, built_qformer, language_model):
+            config = config_class(
+                vision_config=vision_model.config,
+                qformer_config=built_qformer.config,
+                text_config=language_model.config,
+                num_query_tokens=num_query_tokens,
+                image_token_index=image_token_index,
+            )
         model = cls(config, vision_model=vision_model, qformer=built_qformer, language_model=language_model)
-        if needed > vocabulary:
-            model.resize_token_embeddings(needed)
+        grow_embeddings(model, needed)
         return model.eval()
 
     @classmethod

@@ -43,6 +43,8 @@ class VisionLanguageProcessor(ProcessorMixin):
     image_processor: Any
     image_token: str
     num_query_tokens: int | None
+    images_before_bos = True
+    """Whether placeholders that open a prompt stand before the beginning-of-sequence token."""
 
     @property
     def tokens_per_image(self) -> int:
@@ -75,15 +77,19 @@ class VisionLanguageProcessor(ProcessorMixin):
         return ids[0]
 
     @staticmethod
-    def _adopt_image_token(tokenizer: Any) -> str:
-        """The tokenizer's own image token, or else `<image>`, added to it as a special token."""
+    def _adopt_image_token(tokenizer: Any, image_token: str = IMAGE_TOKEN) -> str:
+        """The tokenizer's own image token, or else the given one, added to it as a special token."""
         own = getattr(tokenizer, "image_token", None)
         if own is not None:
             return str(own)
         # No whitespace is swallowed around it, and it is matched in the text as written.
-        token = AddedToken(IMAGE_TOKEN, normalized=False, special=True)
+        token = AddedToken(image_token, normalized=False, special=True)
         tokenizer.add_tokens([token], special_tokens=True)
-        return IMAGE_TOKEN
+        return image_token
+
+    def mark_images(self, text: str, images: int) -> str:
+        """A prompt with markers for its images, where the family needs them written and there are none."""
+        return text
 
     def _instruction_inputs(self, instructions: Sequence[str], image_counts: Sequence[int]) -> dict[str, Any]:
         """Inputs of the connector, one row an image; none where it reads no text."""
@@ -189,12 +195,13 @@ class VisionLanguageProcessor(ProcessorMixin):
         with_offsets = bool(options.get("return_offsets_mapping"))
         rows = encode_texts(
             self.tokenizer,
-            texts,
+            [self.mark_images(text, images) for text, images in zip(texts, counts)],
             counts,
             self.image_token,
             self.tokens_per_image if any(counts) else 1,
             add_special_tokens=options.get("add_special_tokens") is not False,
             with_offsets=with_offsets,
+            images_before_bos=self.images_before_bos,
         )
         padding, truncation, max_length = (options.get(name) for name in ("padding", "truncation", "max_length"))
         padding = getattr(padding, "value", padding)

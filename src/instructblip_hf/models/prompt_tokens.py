@@ -53,6 +53,7 @@ def encode_texts(
     add_special_tokens: bool = True,
     with_offsets: bool = False,
     row_name: str = "text",
+    images_before_bos: bool = True,
 ) -> list[TokenRow]:
     """Tokenise texts, with ``tokens_per_image`` placeholders for each image.
 
@@ -71,6 +72,8 @@ def encode_texts(
         add_special_tokens (`bool`, *optional*, defaults to `True`): Whether the tokenizer adds its special tokens.
         with_offsets (`bool`, *optional*, defaults to `False`): Whether rows get their ``offsets``.
         row_name (`str`, *optional*, defaults to `"text"`): What errors call a text.
+        images_before_bos (`bool`, *optional*, defaults to `True`):
+            `False` leaves markers that open a text behind the beginning-of-sequence token, as LLaVA has them.
 
     Returns:
         `list[TokenRow]`: One a text.
@@ -91,7 +94,7 @@ def encode_texts(
                     f"{row_name} {index} holds {markers} {image_token} markers for {images} images: write one marker "
                     "for each image, or none to have all images in front"
                 )
-            match = opening_markers.match(text)
+            match = opening_markers.match(text) if images_before_bos else None
             start = match.end() if match else 0
             opening = text.count(image_token, 0, start)
         written = bool(bos) and text.startswith(bos, start)

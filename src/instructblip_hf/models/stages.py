@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .blip_2 import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, Blip2Processor
+from .composition import kept_attention
 from .hand_over import HandOver, hand_over
 from .instructblip import InstructBlipForConditionalGeneration, InstructBlipProcessor
 
@@ -102,17 +103,14 @@ def start_instruction_tuning(
     language_model = second_stage.language_model
     has_own_tower = isinstance(second_stage.vision_model, Blip2ForConditionalGeneration.vision_class)
     parts = (language_model,) if has_own_tower else (language_model, second_stage.vision_model)
-    attention = [part.config._attn_implementation for part in parts]
-    config = InstructBlipForConditionalGeneration.config_class(
-        vision_config=_options(theirs.vision_config) if has_own_tower else second_stage.vision_model.config,
-        qformer_config={**_options(first_stage.config.qformer_config), "use_qformer_text_input": True},
-        text_config=language_model.config,
-        num_query_tokens=theirs.num_query_tokens,
-        image_token_index=theirs.image_token_index,
-    )
-    # A composite configuration resets the attention of its parts, which are models already.
-    for part, implementation in zip(parts, attention):
-        part.config._attn_implementation = implementation
+    with kept_attention(*parts):
+        config = InstructBlipForConditionalGeneration.config_class(
+            vision_config=_options(theirs.vision_config) if has_own_tower else second_stage.vision_model.config,
+            qformer_config={**_options(first_stage.config.qformer_config), "use_qformer_text_input": True},
+            text_config=language_model.config,
+            num_query_tokens=theirs.num_query_tokens,
+            image_token_index=theirs.image_token_index,
+        )
     model = InstructBlipForConditionalGeneration(
         config,
         vision_model=None if has_own_tower else second_stage.vision_model,

@@ -49,7 +49,9 @@ class StrictLoadingMixin:
             raise_on_key_differences(cls.__name__, pretrained_model_name_or_path, info)
         if kwargs.get("key_mapping"):
             # Otherwise save_pretrained would write the names of the file that was read, not the model's own.
-            model._weight_conversions = None
+            given = set(kwargs["key_mapping"])
+            used = getattr(model, "_weight_conversions", None) or []
+            model._weight_conversions = [one for one in used if not given.issuperset(one.source_patterns)]
         if not cls.__module__.startswith("transformers_modules."):
             # They name code files of the folder that was read; save_pretrained would write the names, not the files.
             for name in ("auto_map", "custom_pipelines"):
@@ -79,7 +81,9 @@ class StrictLoadingMixin:
         # What to_dict leaves out.
         converted._attn_implementation = config._attn_implementation
         for name in own.sub_configs:
-            getattr(converted, name)._attn_implementation = getattr(config, name)._attn_implementation
+            part = getattr(config, name, None)
+            if isinstance(part, PreTrainedConfig):
+                getattr(converted, name)._attn_implementation = part._attn_implementation
         converted.name_or_path = config.name_or_path
         return converted
 

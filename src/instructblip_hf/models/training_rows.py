@@ -150,7 +150,8 @@ def _read_strings(processor: Any, prompt: str, completion: str, images: list[Any
     if not answer:
         raise ValueError(f'{name}: "completion" is empty')
     gap = " " if prompt and not prompt[-1].isspace() else ""
-    return _Row(name, images, processor._without_special_tokens(prompt), [prompt, gap + answer])
+    instruction = processor._without_special_tokens(prompt)
+    return _Row(name, images, instruction, [processor.mark_images(prompt, len(images)), gap + answer])
 
 
 def _read_messages(
@@ -216,6 +217,7 @@ def _encode_prompt(processor: Any, row: _Row, text: str) -> TokenRow:
         [here],
         processor.image_token,
         processor.tokens_per_image if row.images else 1,
+        images_before_bos=processor.images_before_bos,
     )[0]
 
 

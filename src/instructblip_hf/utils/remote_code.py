@@ -41,6 +41,11 @@ _FAMILIES = {
         model="models.blip_2.modeling_blip_2.Blip2ForConditionalGeneration",
         processor="models.blip_2.processing_blip_2.Blip2Processor",
     ),
+    "llava": _Family(
+        config="models.llava.configuration_llava.LlavaConfig",
+        model="models.llava.modeling_llava.LlavaForConditionalGeneration",
+        processor="models.llava.processing_llava.LlavaProcessor",
+    ),
 }
 _MODEL_AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForVision2Seq")
 

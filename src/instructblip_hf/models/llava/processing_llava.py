@@ -1,0 +1,96 @@
+"""Processor of LLaVA: images and prompts for the language model, conversations, and answers back into text.
+
+Class name, files and fields are those of transformers, so folders are exchanged in both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..chat import DEFAULT_CHAT_TEMPLATE
+from ..processing_base import VisionLanguageProcessor
+
+
+class LlavaProcessor(VisionLanguageProcessor):
+    """Turns images and text into inputs of LLaVA, and its outputs into text.
+
+    Args:
+        image_processor (`BaseImageProcessor`): Resizes, crops and normalises RGB images.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Of the language model. `<image>` is added to it as a special token where it has no image token.
+        patch_size (`int`, *optional*): Width of the vision tower's patches, in pixels.
+        vision_feature_select_strategy (`str`, *optional*): As in the model's configuration; `"default"` leaves out one
+            token of the tower.
+        chat_template (`str` or `dict[str, str]`, *optional*, defaults to `DEFAULT_CHAT_TEMPLATE`):
+            Jinja template for `apply_chat_template`, saved and loaded with the processor.
+        image_token (`str`, *optional*, defaults to `"<image>"`): Where the tokenizer has none of its own.
+        num_additional_image_tokens (`int`, *optional*, defaults to 0):
+            Tokens of the tower beside those of patches: 1 for CLIP's class token.
+        num_query_tokens (`int`, *optional*):
+            Where the connector is a Q-Former: its queries, the number of placeholders an image has.
+    """
+
+    images_before_bos = False
+
+    def __init__(
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        patch_size: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | dict[str, str] | None = None,
+        image_token: str = "<image>",
+        num_additional_image_tokens: int = 0,
+        num_query_tokens: int | None = None,
+    ) -> None:
+        self.patch_size = patch_size
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.image_token = self._adopt_image_token(tokenizer, image_token)
+        self.num_additional_image_tokens = num_additional_image_tokens
+        self.num_query_tokens = num_query_tokens
+        super().__init__(
+            image_processor,
+            tokenizer,
+            chat_template=chat_template if chat_template is not None else DEFAULT_CHAT_TEMPLATE,
+        )
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Placeholder tokens that stand for one image in the prompt.
+
+        Raises:
+            ValueError: If ``patch_size`` is not set, or the image processor gives images of different sizes.
+        """
+        if self.num_query_tokens is not None:
+            return self.num_query_tokens
+        if self.patch_size is None:
+            raise ValueError(
+                "patch_size of the processor is None: set it to the vision tower's config.patch_size, so that prompts get "
+                "as many placeholders an image as there are features"
+            )
+        height, width = self._image_size()
+        tokens = (height // self.patch_size) * (width // self.patch_size) + self.num_additional_image_tokens
+        return tokens - 1 if self.vision_feature_select_strategy == "default" else tokens
+
+    def _image_size(self) -> tuple[int, int]:
+        crops = getattr(self.image_processor, "do_center_crop", False)
+        name = "crop_size" if crops else "size"
+        size: Any = getattr(self.image_processor, name)
+        given = size if isinstance(size, Mapping) else vars(size)
+        height, width = given.get("height"), given.get("width")
+        if height is None or width is None:
+            raise ValueError(
+                f"{name} of the image processor is {size}; LLaVA needs images of one size: crop_size with "
+                "do_center_crop=True, or a size with height and width"
+            )
+        return height, width
+
+    def mark_images(self, text: str, images: int) -> str:
+        """A prompt with `<image>` and a line break in front for each image, where no marker is written."""
+        if self.image_token in text:
+            return text
+        return f"{self.image_token}\n" * images + text
+
+
+__all__ = ["LlavaProcessor"]
