@@ -296,13 +296,15 @@ def test_other_vision_to_text_models_give_stock_classes(tmp_path):
     vision = transformers.CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=IMAGE_SIZE
     )
-    llava = transformers.LlavaForConditionalGeneration(
-        transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=49)
+    other = transformers.VipLlavaForConditionalGeneration(
+        transformers.VipLlavaConfig(
+            vision_config=vision, text_config=text, image_token_index=49, vision_feature_layers=[-1]
+        )
     )
-    llava.save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path)
     loaded = AutoModelForVision2Seq.from_pretrained(tmp_path)
-    assert type(loaded) is transformers.LlavaForConditionalGeneration
-    for (name, ours), theirs in zip(loaded.named_parameters(), llava.parameters()):
+    assert type(loaded) is transformers.VipLlavaForConditionalGeneration
+    for (name, ours), theirs in zip(loaded.named_parameters(), other.parameters()):
         assert torch.equal(ours, theirs), name
 
 
@@ -313,7 +315,7 @@ def test_every_type_of_transformers_4_that_still_exists_is_known():
     for model_type in TYPES_OF_TRANSFORMERS_4:
         config_class = CONFIG_MAPPING[model_type]
         assert config_class in mapping, model_type
-        if model_type not in ("instructblip", "blip-2"):
+        if model_type not in ("instructblip", "blip-2", "llava"):
             assert mapping[config_class].__module__.startswith("transformers.models."), model_type
 
 

@@ -341,12 +341,13 @@ def test_stock_models_answer_with_the_completion_alone(build, tmp_path):
     for part in parts.values():
         part.save_pretrained(tmp_path)
     pipe = pipeline("image-to-text", model=str(tmp_path))
-    assert type(pipe.model) is (
-        instructblip_hf.Blip2ForConditionalGeneration if build is stock_blip_2 else type(model)
-    )
+    ours = {
+        stock_blip_2: instructblip_hf.Blip2ForConditionalGeneration,
+        stock_llava: instructblip_hf.LlavaForConditionalGeneration,
+    }
+    assert type(pipe.model) is ours.get(build, type(model))
     images = [image(i) for i in range(3)]
-    prompts = [] if build is stock_llava else [{}]
-    prompts += [{"prompt": prompt}] if prompt is not None else []
+    prompts = [{}, {"prompt": prompt}] if prompt is not None else [{}]
     for kwargs in prompts:
         single = [pipe(picture, **kwargs, **SHORT) for picture in images]
         assert pipe(images, batch_size=3, **kwargs, **SHORT) == single

@@ -121,7 +121,7 @@ class Captioner:
         options = self.options
         inputs = self.processor(
             images=[[image] for image in images],
-            text=[self.prompt] * len(images),
+            text=[self.processor.user_turn(self.prompt)] * len(images),
             return_tensors="pt",
             padding=True,
             padding_side=padding_side(self.model.config.is_encoder_decoder),

@@ -43,7 +43,7 @@ def answer(
         batch = questions[start : start + batch_size]
         inputs = loaded.processor(
             images=[question.images for question in batch],
-            text=[question.text for question in batch],
+            text=[loaded.processor.user_turn(question.text, len(question.images)) for question in batch],
             return_tensors="pt",
             **padding_options(loaded),
         ).to(loaded.model.device, loaded.model.dtype)

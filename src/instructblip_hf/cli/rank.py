@@ -34,7 +34,8 @@ def run_rank(
 
         ranker = VocabularyRankingPipeline(model=loaded.model, processor=loaded.processor)
         options: dict[str, Any] = {"candidates": texts, "top_k": top_k, "length_penalty": length_penalty}
-        rankings = ranker(images, prompt=question, batch_size=BATCH_SIZE, **options)
+        prompt = loaded.processor.user_turn(question)
+        rankings = ranker(images, prompt=prompt, batch_size=BATCH_SIZE, **options)
     for name, ranking in zip(names, rankings):
         if as_json:
             record = {"image": name, "question": question, "ranking": ranking, "model": loaded.name}

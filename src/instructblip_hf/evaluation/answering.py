@@ -68,16 +68,15 @@ class TaskModel:
         """
         prompts = [prompt_of(self.task, example) for example in examples]
         images = [open_images(example) for example in examples]
+        texts = [self.processor.user_turn(prompt, len(own)) for prompt, own in zip(prompts, images)]
         inputs = self.processor(
             images=images,
-            text=prompts,
+            text=texts,
             padding=True,
             padding_side=padding_side(self.is_encoder_decoder),
             return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
-        answers = (
-            self._generate(inputs) if self.task.inference == "generate" else self._rank(inputs, examples, prompts)
-        )
+        answers = self._generate(inputs) if self.task.inference == "generate" else self._rank(inputs, examples, texts)
         return [
             {"id": str(example["id"]), "prompt": prompt, **answer}
             for example, prompt, answer in zip(examples, prompts, answers)

@@ -36,6 +36,7 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
     """
 
     image_side: tuple[str, ...] = ()
+    images_before_bos = True
     main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
@@ -300,7 +301,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         last = last[0] if isinstance(last, list) else last
         if last is None:
             raise ValueError("without input_ids the generation_config needs a bos_token_id (T5: eos_token_id)")
-        prompt = [self.config.image_token_id] * placeholders + [last]
+        image = [self.config.image_token_id] * placeholders
+        prompt = [*image, last] if self.images_before_bos else [last, *image]
         return torch.tensor([prompt] * rows, dtype=torch.long, device=image_features.device)
 
     # --- generation -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ..constants import IMAGE_TOKEN
 from ..utils.images import load_image
 from ..utils.same_images import distinct_images, source_key
-from .chat import RenderedInstructions, fill_images, instruction_of, normalize_conversation
+from .chat import DEFAULT_CHAT_TEMPLATE, RenderedInstructions, fill_images, instruction_of, normalize_conversation
 from .prompt_tokens import encode_texts, pad_rows, truncate_row
 from .sample_images import images_of_samples, is_given
 from .training_rows import encode_answer, encode_target, encode_training_rows
@@ -357,6 +357,27 @@ class VisionLanguageProcessor(ProcessorMixin):
             outputs["assistant_masks"] = [_mask_of_spans(row, own) for row, own in zip(offsets, spans)]
             outputs = outputs.convert_to_tensors(tensor_type)
         return outputs if return_dict else outputs["input_ids"]
+
+    def user_turn(self, text: str, images: int = 1) -> str:
+        """The prompt for a question, as the chat template words the only turn of a user, ready for the answer.
+
+        With the default template it is the text itself, what InstructBLIP and BLIP-2 were trained with.
+
+        Args:
+            text (`str`): The question or instruction, with or without markers for the images.
+            images (`int`, *optional*, defaults to 1): Images that it is about; without markers they stand first.
+
+        Returns:
+            `str`: To be given to the processor as ``text``, together with the images.
+        """
+        if self._find_chat_template(None) == DEFAULT_CHAT_TEMPLATE:
+            return text
+        content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+        if self.image_token not in text:
+            content[:0] = [{"type": "image"}] * images
+        turn = [{"role": "user", "content": content}]
+        prompt: str = self.apply_chat_template(turn, add_generation_prompt=True)
+        return prompt
 
     def _call_option_names(self) -> set[str]:
         known = set(_CALL_OPTIONS) | {"images", "text_kwargs", "images_kwargs", "return_tensors"}

@@ -24,9 +24,10 @@ _MAX_NEW_TOKENS = 256
 class ImageToTextPipeline(Pipeline):
     """Text for an image, or for an image and a prompt.
 
-    Works with InstructBLIP and BLIP-2 of this package, and with stock transformers' InstructBLIP, BLIP, BLIP-2, LLaVA, GIT,
-    Pix2Struct and vision-encoder-decoder models. A prompt goes to the model as it stands: LLaVA's needs its
-    ``<image>`` marker, and a chat model's its turns (or use the ``image-text-to-text`` pipeline with messages).
+    Works with InstructBLIP, BLIP-2 and LLaVA of this package, and with stock transformers' InstructBLIP, BLIP, BLIP-2,
+    LLaVA, GIT, Pix2Struct and vision-encoder-decoder models. A prompt goes to the model as it stands, so a chat model's
+    needs its turns: ``processor.user_turn(question)`` writes them (or use the ``image-text-to-text`` pipeline with
+    messages).
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -62,8 +63,7 @@ class ImageToTextPipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         model_type = self.model.config.model_type
-        if model_type == "instructblip":
-            self.processor = own_processor(self.processor, self.model)
+        self.processor = own_processor(self.processor, self.model)
         if self.processor is not None:
             self.tokenizer = getattr(self.processor, "tokenizer", self.tokenizer)
             self.image_processor = getattr(self.processor, "image_processor", self.image_processor)
@@ -220,8 +220,15 @@ class ImageToTextPipeline(Pipeline):
             self.processor.save_pretrained(save_directory, **kwargs)
 
 
-def own_processor(processor: Any, model: Any) -> InstructBlipProcessor:
-    """Our processor over the components of stock's, which `AutoProcessor` finds in every InstructBLIP folder."""
+def own_processor(processor: Any, model: Any) -> Any:
+    """Our processor over the components of stock's, which `AutoProcessor` finds in folders of InstructBLIP and LLaVA.
+
+    Of other models, stock's LLaVA among them, it is the one that is given.
+    """
+    if hasattr(model, "adopt_processor"):
+        return model.adopt_processor(processor)
+    if model.config.model_type != "instructblip":
+        return processor
     if processor is None:
         raise ValueError(
             "InstructBLIP needs processor=: none was given or could be loaded; "

@@ -102,8 +102,7 @@ class VocabularyRankingPipeline(Pipeline):
                 f"vocabulary-ranking needs a model of instructblip_hf, got {type(self.model).__name__}: open it with "
                 "instructblip_hf.AutoModelForVision2Seq"
             )
-        if self.model.config.model_type == "instructblip":
-            self.processor = own_processor(self.processor, self.model)
+        self.processor = own_processor(self.processor, self.model)
         self.tokenizer = self.processor.tokenizer  # batches are padded as it says
 
     def _sanitize_parameters(  # type: ignore[override]

@@ -219,7 +219,8 @@ class InstructBlipHf(lmms):
     def _inputs(self, asked: Sequence[_Asked]) -> Any:
         images = [self._images(document) for document in asked]
         texts = [
-            with_markers(document.prompt, self.processor.image_token, len(own)) for document, own in zip(asked, images)
+            self.processor.user_turn(with_markers(document.prompt, self.processor.image_token, len(own)), len(own))
+            for document, own in zip(asked, images)
         ]
         side = padding_side(self.is_encoder_decoder)
         inputs = self.processor(images=images, text=texts, padding=True, padding_side=side, return_tensors="pt")

@@ -27,6 +27,7 @@ from ..modeling_base import VisionLanguageModel
 from ..vision_towers.running import run_vision_tower
 from .configuration_llava import LlavaConfig
 from .multi_modal_projector import LlavaQFormerProjector, UnchangedStates, build_projector
+from .processing_llava import LlavaProcessor
 
 
 @dataclass
@@ -101,6 +102,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     image_side = ("vision_tower", "multi_modal_projector")
+    images_before_bos = False
     _no_split_modules = NO_SPLIT_MODULES
     # Stock transformers' own names in memory, under which it saves folders on demand.
     _other_layout = {
@@ -222,6 +224,22 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
                 "vision_feature_select_strategy and the size of images of the processor"
             )
         return model
+
+    @staticmethod
+    def adopt_processor(processor: Any) -> LlavaProcessor | None:
+        """Our processor over the components of stock's, which `AutoProcessor` finds in every LLaVA folder."""
+        if processor is None or isinstance(processor, LlavaProcessor):
+            return processor
+        return LlavaProcessor(
+            image_processor=processor.image_processor,
+            tokenizer=processor.tokenizer,
+            patch_size=processor.patch_size,
+            vision_feature_select_strategy=processor.vision_feature_select_strategy,
+            chat_template=processor.chat_template,
+            image_token=processor.image_token,
+            num_additional_image_tokens=processor.num_additional_image_tokens,
+            num_query_tokens=getattr(processor, "num_query_tokens", None),
+        )
 
     @torch.no_grad()
     def _tokens_of_blank_image(self) -> int:
