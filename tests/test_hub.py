@@ -16,11 +16,11 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 import instructblip_hf
 from hub_server import USER, HubServer
-from instructblip_hf import Blip2Processor, InstructBlipForConditionalGeneration, InstructBlipProcessor
+from instructblip_hf import Blip2Processor, InstructBlipForConditionalGeneration, InstructBlipProcessor, LlavaProcessor
 from instructblip_hf.utils.hub import save_for_hub
 from instructblip_hf.utils.model_card import model_card
 from instructblip_hf.utils.remote_code import export_remote_code
-from tiny_models import IMAGE_SIZE, NUM_QUERY_TOKENS, batch, our_blip_2, our_model, our_retrieval_model
+from tiny_models import IMAGE_SIZE, NUM_QUERY_TOKENS, batch, our_blip_2, our_llava, our_model, our_retrieval_model
 from tiny_processors import language_tokenizer, our_processor
 from tiny_processors import qformer_tokenizer as bert_tokenizer
 
@@ -405,19 +405,22 @@ def test_logits_survive_save_for_hub(tmp_path):
         torch.testing.assert_close(again(**batch()).logits, model(**batch()).logits, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("build", [our_blip_2, our_retrieval_model])
-def test_card_and_code_of_blip_2(build, tmp_path, monkeypatch):
+@pytest.mark.parametrize("build", [our_blip_2, our_retrieval_model, our_llava])
+def test_card_and_code_of_other_families(build, tmp_path, monkeypatch):
     model = build()
     tokenizer = bert_tokenizer() if build is our_retrieval_model else language_tokenizer()
-    processor = Blip2Processor(
-        transformers.BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}),
-        tokenizer,
-        num_query_tokens=NUM_QUERY_TOKENS,
-    )
-    generates = build is our_blip_2
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    if build is our_llava:
+        image_processor = transformers.CLIPImageProcessorPil(size=size, crop_size=size)
+        processor = LlavaProcessor(image_processor, tokenizer, 14, "default", num_additional_image_tokens=1)
+    else:
+        processor = Blip2Processor(
+            transformers.BlipImageProcessorPil(size=size), tokenizer, num_query_tokens=NUM_QUERY_TOKENS
+        )
+    generates = build is not our_retrieval_model
     save_for_hub(tmp_path, model, processor, include_code=generates)
     card = (tmp_path / "README.md").read_text()
-    assert "arXiv 2301.12597" in card
+    assert ("arXiv 2304.08485" if build is our_llava else "arXiv 2301.12597") in card
     assert "InstructBLIP:" not in card
     assert ("language model" in card) is generates
     monkeypatch.chdir(tmp_path)

@@ -131,7 +131,7 @@ def model_card(
         total=sum(part["parameters"] for part in parts),
         total_trained=sum(part["trained"] for part in parts),
         dtype=str(model.dtype).removeprefix("torch."),
-        num_query_tokens=getattr(config, "num_query_tokens", "the vision tower's"),
+        tokens_per_image=getattr(config, "num_query_tokens", None) or config.image_seq_length,
         location=location,
         include_code=include_code,
         adapter=adapter,

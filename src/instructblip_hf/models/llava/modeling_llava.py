@@ -8,6 +8,7 @@ names and the names of tensors on disk are transformers' own, so checkpoints are
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..vision_towers.running import run_vision_tower
 from .configuration_llava import LlavaConfig
 from .multi_modal_projector import LlavaQFormerProjector, UnchangedStates, build_projector
 from .processing_llava import LlavaProcessor
+from .projector_files import load_projector, save_projector
 
 
 @dataclass
@@ -224,6 +226,16 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
                 "vision_feature_select_strategy and the size of images of the processor"
             )
         return model
+
+    def save_projector(
+        self, folder: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Writes the connector alone, what the first stage of training leaves; see [`save_projector`]."""
+        save_projector(self, folder, state_dict)
+
+    def load_projector(self, folder: str | os.PathLike[str]) -> None:
+        """Puts a saved connector in the place of the model's; see [`load_projector`]."""
+        load_projector(self, folder)
 
     @staticmethod
     def adopt_processor(processor: Any) -> LlavaProcessor | None:
