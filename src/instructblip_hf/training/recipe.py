@@ -171,11 +171,12 @@ def _check_tower(freezing: FreezingPolicy) -> list[str]:
     for name in freezing.components:
         words = {inner: word for inner, word in words.items() if not inner.startswith(f"{name}.")}
     words.update(freezing.components)
-    inside = {name: word for name, word in words.items() if name.startswith("vision_model.")}
+    tower = "vision_tower" if "vision_tower" in words else "vision_model"
+    inside = {name: word for name, word in words.items() if name.startswith(f"{tower}.")}
     if inside:
         inside.pop("vision_model.post_layernorm", None)
     else:
-        inside["vision_model"] = words.get("vision_model", words.get("", "frozen"))
+        inside[tower] = words.get(tower, words.get("", "frozen"))
     return [
         f"data.image_features: needs a frozen vision tower, and freezing has {name}: {word}"
         for name, word in inside.items()

@@ -19,6 +19,7 @@ from instructblip_hf.training.errors import SavingError
 from instructblip_hf.training.image_features import FrozenTower, ImageFeatures
 from instructblip_hf.training.image_features.batches import MISSING_KEYS
 from official_formats import write_dataset
+from tiny_llava import tiny_llava, tiny_llava_processor
 from tiny_shapes import save_tiny_checkpoint, tiny_model, tiny_processor
 
 
@@ -34,16 +35,26 @@ def rows(number=8):
     return [*plain, more, none, {**plain[3], "images": plain[4]["images"]}]
 
 
-def train(tmp_path, folder=None, model=None, freezing="instructblip", data=None, watch=None, dtype=None, **changes):
+def train(
+    tmp_path,
+    folder=None,
+    model=None,
+    freezing="instructblip",
+    data=None,
+    watch=None,
+    dtype=None,
+    processor=None,
+    **changes,
+):
     """Losses of training and evaluation, and the weights after it."""
     model = tiny_model(dropout=0.1) if model is None else model
-    processor = tiny_processor()
+    processor = tiny_processor() if processor is None else processor
     features = None
     if folder is not None:
         autocast = torch.bfloat16 if changes.get("bf16") else None
         features = ImageFeatures(model, processor.image_processor, folder, dtype, autocast)
     if watch is not None:
-        model.vision_model.embeddings.register_forward_pre_hook(lambda _, inputs: watch.append(len(inputs[0])))
+        model.image_tower.embeddings.register_forward_pre_hook(lambda _, inputs: watch.append(len(inputs[0])))
     trainer = VisionLanguageTrainer(
         model,
         arguments(tmp_path / "out", **changes),
@@ -139,6 +150,23 @@ def test_another_tower_keeps_its_last_hidden_state(tmp_path):
         assert_same(slow, fast, 1e-6)
     facts = json.loads(next((tmp_path / "features").rglob("store.json")).read_text())
     assert facts["kept"] == "last_hidden_state"
+
+
+@pytest.mark.parametrize("layer", [-2, [-1, 1]])
+def test_llava_keeps_what_its_connector_reads(layer, tmp_path):
+    def run(folder=None, watch=None):
+        model = tiny_llava(dropout=0.1, vision_feature_layer=layer)
+        return train(tmp_path, folder, model, "llava-stage2", watch=watch, processor=tiny_llava_processor())
+
+    slow, seen = run(), []
+    for turn in ("computes", "reads"):
+        assert_same(slow, run(tmp_path / "features", seen), 1e-6)
+        assert sum(seen) == (8 if turn == "computes" else 0)
+        seen.clear()
+    facts = json.loads(next((tmp_path / "features").rglob("store.json")).read_text())
+    assert facts["kept"] == ("states [-2], default" if layer == -2 else "states [-1, 1], default")
+    stored = load_file(next((tmp_path / "features").rglob("*.safetensors")))["features"]
+    assert stored.shape[-2:] == (16, 24 if layer == -2 else 48)
 
 
 def test_damaged_features_are_computed_anew(tmp_path, caplog):

@@ -259,7 +259,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         height, width = (size, size) if isinstance(size, int) else size
         weight = next(self.vision_tower.parameters())
         image = torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)
-        return self._tower_features(image)[0].shape[1]
+        return self.tower_features(image).shape[1]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -320,7 +320,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
                     "image_index counts images, and cannot be combined with pixel_values of shape (batch, frames, 3, "
                     "height, width): give frames as images, (frames of all rows, 3, height, width)"
                 )
-            features, vision_outputs = self._tower_features(pixel_values, interpolate_pos_encoding, output_attentions)
+            features, vision_outputs = self._run_tower(pixel_values, interpolate_pos_encoding, output_attentions)
         if image_index is not None:
             image_index = check_image_index(image_index, features.shape[0])
         connector_device = next(self.multi_modal_projector.parameters()).device
@@ -334,7 +334,21 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
             pooler_output=projected, vision_outputs=vision_outputs, qformer_outputs=qformer_outputs
         )
 
-    def _tower_features(
+    def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the connector reads of images, to be given as ``image_embeds``.
+
+        Args:
+            pixel_values (`torch.Tensor`): Shape (images, 3, height, width).
+
+        Returns:
+            `torch.Tensor`: Shape (images, image tokens, ``config.image_features_size``).
+
+        Raises:
+            ValueError: If the tower has no such layer.
+        """
+        return self._run_tower(pixel_values)[0]
+
+    def _run_tower(
         self,
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,

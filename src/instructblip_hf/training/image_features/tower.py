@@ -2,7 +2,8 @@
 
 Of the EVA ViT the states before the last layer norm are kept, and the model applies the norm to them. So features stay
 right while that norm trains, as in the published models, and under bf16 autocast they are kept without rounding, as the
-blocks give bfloat16 and the norm may not. Of other towers ``last_hidden_state`` is kept.
+blocks give bfloat16 and the norm may not. Of other towers ``last_hidden_state`` is kept, and of LLaVA's the states that
+its connector reads.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class FrozenTower:
     """The vision tower of a model, for computing features that are kept.
 
     Args:
-        model (`PreTrainedModel`): A model of this package, whose ``vision_model`` is the tower.
+        model (`PreTrainedModel`): A model of this package.
         autocast (`torch.dtype`, *optional*): Of the training's mixed precision; `None` for the weights' own.
 
     Attributes:
@@ -48,9 +49,16 @@ class FrozenTower:
     """
 
     def __init__(self, model: Any, autocast: torch.dtype | None = None) -> None:
-        self.module: nn.Module = model.vision_model
+        self.module: nn.Module = model.image_tower
         self.autocast = autocast
-        self.argument = "image_states" if hasattr(self.module, "image_states") else "image_embeds"
+        self._name: str = model.image_side[0]
+        self._chosen_features = getattr(model, "tower_features", None)
+        has_states = self._chosen_features is None and hasattr(self.module, "image_states")
+        self.argument = "image_states" if has_states else "image_embeds"
+        self._kept = f"before {LAST_NORM}" if has_states else "last_hidden_state"
+        if self._chosen_features is not None:
+            config = model.config
+            self._kept = f"states {config.vision_feature_layers}, {config.vision_feature_select_strategy}"
 
     @property
     def weight_dtype(self) -> torch.dtype:
@@ -76,7 +84,7 @@ class FrozenTower:
         settings: dict[str, Any] = {
             "tower": type(self.module).__name__,
             "weights": self.weights_fingerprint(),
-            "kept": f"before {LAST_NORM}" if self.argument == "image_states" else "last_hidden_state",
+            "kept": self._kept,
             "computed_in": _name(self.compute_dtype),
             "dtype": _name(dtype or self.compute_dtype),
             "image_processor": {**pixels, "image_processor_type": type(image_processor).__name__},
@@ -117,7 +125,7 @@ class FrozenTower:
             ValueError: Naming what trains or has dropout.
         """
         for name in frozen_dropout:
-            if name.partition(".")[0] == "vision_model":
+            if name.partition(".")[0] == self._name:
                 raise ValueError(
                     f"features of a vision tower with dropout cannot be kept, and freezing.frozen_dropout names {name}: "
                     "leave it or data.image_features out"
@@ -126,9 +134,9 @@ class FrozenTower:
         if not trained:
             return
         advice = "leave out data.image_features, or freeze the tower"
-        if all(name.startswith(f"{LAST_NORM}.") for name in trained):
+        if self._name == "vision_model" and all(name.startswith(f"{LAST_NORM}.") for name in trained):
             advice = "use the freezing preset instructblip-strict, which leaves that norm as it is"
-        shown = ", ".join(f"vision_model.{name}" for name in trained[:3]) + (", ..." if len(trained) > 3 else "")
+        shown = ", ".join(f"{self._name}.{name}" for name in trained[:3]) + (", ..." if len(trained) > 3 else "")
         raise ValueError(f"features of a vision tower that trains cannot be kept, and {shown} trains: {advice}")
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -147,6 +155,9 @@ class FrozenTower:
             mixed = torch.autocast(device.type, dtype=self.autocast)
         module: Any = self.module
         with torch.no_grad(), mixed, _in_eval(self.module):
+            if self._chosen_features is not None:
+                features: torch.Tensor = self._chosen_features(pixel_values)
+                return features
             if self.argument == "image_states":
                 return module.image_states(pixel_values)
             return module(pixel_values=pixel_values, return_dict=True).last_hidden_state
