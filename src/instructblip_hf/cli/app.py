@@ -10,6 +10,7 @@ import typer
 
 from .data import data_app
 from .errors import fail
+from .generate_data import generate_data
 
 
 app = typer.Typer(
@@ -568,4 +569,5 @@ def convert(
     run_convert(sources, output, report, (vision_heads, qformer_heads), to_folder, to_lavis)
 
 
+app.command(name="generate-data")(generate_data)
 app.add_typer(data_app)

@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 
 def describe_model(model: Any, name: str) -> dict[str, Any]:
     """What a result says of its model: name, class, parameters, dtype, and a fingerprint of configuration and weights."""
+    import torch
+
     digest = hashlib.sha256()
     digest.update(json.dumps(_lasting(model.config.to_dict()), sort_keys=True, default=str).encode())
     for parameter_name, parameter in model.named_parameters():
