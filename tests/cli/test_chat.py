@@ -82,6 +82,13 @@ def test_what_is_wrong_ends_a_piped_talk_with_one_line(run, images, checkpoint, 
     assert result.stdout == ""
 
 
+def test_a_page_without_gradio_names_the_extra(run, images, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    result = run("chat", "a.png", "--web", "-m", checkpoint)
+    assert result.exit_code == 2
+    assert "pip install 'instructblip-hf[app]'" in result.stderr
+
+
 class Terminal:
     """`instructblip chat` at a terminal of its own."""
 

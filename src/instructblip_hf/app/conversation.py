@@ -6,7 +6,7 @@ How turns become a prompt is the processor's chat template; nothing here depends
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from .streaming import stream_text
@@ -74,7 +74,13 @@ class Conversation:
         self.messages.clear()
         self._coming = list(self.images)
 
-    def ask(self, question: str) -> Iterator[str]:
+    def resume(self, messages: Sequence[dict[str, Any]]) -> None:
+        """Goes on after turns that were kept; their images are those that have been shown."""
+        self.messages = list(messages)
+        parts = [part for message in self.messages for part in message["content"]]
+        self.images, self._coming = [part["image"] for part in parts if part["type"] == "image"], []
+
+    def ask(self, question: str) -> Generator[str, None, None]:
         """The answer so far, again and again, until it is whole.
 
         Question and answer become part of the conversation, also where the iterator is closed or interrupted before
@@ -89,10 +95,7 @@ class Conversation:
         Raises:
             ValueError: If the question is empty, or the conversation is longer than the model can read.
         """
-        if not question.strip():
-            raise ValueError("a question is empty")
-        parts = [{"type": "image", "image": image} for image in self._coming]
-        turn = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+        turn = self.turn(question)
         inputs = self.inputs([*self.messages, turn])
         options = {**self.sampling, "num_beams": 1, "max_new_tokens": self._room(inputs)}
         generate = functools.partial(self.model.generate, **inputs, return_full_text=False)
@@ -109,6 +112,17 @@ class Conversation:
                 reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
                 self.messages += [turn, reply]
                 self._coming = []
+
+    def turn(self, question: str) -> dict[str, Any]:
+        """The message that a question makes, with the images that go with it.
+
+        Raises:
+            ValueError: If the question is empty.
+        """
+        if not question.strip():
+            raise ValueError("a question is empty")
+        parts = [{"type": "image", "image": image} for image in self._coming]
+        return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
 
     def inputs(self, messages: list[dict[str, Any]]) -> Any:
         """Inputs of the model for a conversation that ends with a question."""

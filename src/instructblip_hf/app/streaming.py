@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,7 +54,7 @@ class StopWhenTold(StoppingCriteria):
 
 def stream_text(
     generate: Callable[..., Any], decode: Callable[[list[int]], str], **generate_options: Any
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The text of an answer so far, whenever more of it has been generated.
 
     Closing the iterator, or an exception where it is consumed, stops the generation and waits for its end.

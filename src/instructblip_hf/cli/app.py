@@ -111,14 +111,28 @@ def chat(
     top_p: Annotated[
         float, typer.Option(help="With a temperature: sample among the likeliest tokens of so much probability.")
     ] = 1.0,
+    web: Annotated[
+        bool, typer.Option("--web", help="A page in the browser, with ranking and the Q-Former's attention.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(help="With --web: where it listens; this machine alone by default.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="With --web: by default the first free one from 7860.")
+    ] = None,
+    browser: Annotated[bool, typer.Option("--browser", help="With --web: open it.")] = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Talk about an image. Later questions may lean on earlier ones; answers appear as they are generated."""
     from .chat import run_chat
+    from .chat_page import run_page
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    run_chat(image, model, device, dtype, options)
+    if web:
+        run_page(image, model, device, dtype, options, host, port, browser)
+    else:
+        run_chat(image, model, device, dtype, options)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`instructblip chat`: a conversation in the terminal, with answers that appear word by word."""
+"""`instructblip chat`: a conversation in the terminal, with answers that appear as they are generated."""
 
 from __future__ import annotations
 
