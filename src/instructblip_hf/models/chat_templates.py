@@ -211,13 +211,13 @@ def end_of_answer(chat_template: str, **special_tokens: Any) -> str:
     """
     question, answer = "question", "answer"
     probe = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    texts: Any
-    texts, spans = render_jinja_template(
+    rendered: Any = render_jinja_template(
         conversations=[probe],
         chat_template=find_chat_template(chat_template),
         return_assistant_tokens_mask=True,
         **{"bos_token": "", **special_tokens},
     )
+    texts, spans = rendered
     learnt = texts[0][slice(*spans[0][-1])] if spans[0] else ""
     ending = learnt.rpartition(answer)[2] if answer in learnt else ""
     if not ending:

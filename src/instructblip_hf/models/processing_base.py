@@ -20,7 +20,7 @@ from ..utils.same_images import distinct_images, source_key
 from .chat import DEFAULT_CHAT_TEMPLATE, RenderedInstructions, fill_images, instruction_of, normalize_conversation
 from .prompt_tokens import encode_texts, pad_rows, truncate_row
 from .sample_images import images_of_samples, is_given
-from .training_rows import encode_answer, encode_target, encode_training_rows
+from .training_rows import TrainingRows, encode_answer, encode_target, encode_training_rows
 
 
 # A tokenizer without a limit of its own says so with a very large one.
@@ -45,6 +45,8 @@ class VisionLanguageProcessor(ProcessorMixin):
     num_query_tokens: int | None
     images_before_bos = True
     """Whether placeholders that open a prompt stand before the beginning-of-sequence token."""
+    split_at_images = False
+    """Whether text between images is tokenised apart, see `encode_texts`."""
 
     @property
     def tokens_per_image(self) -> int:
@@ -202,6 +204,7 @@ class VisionLanguageProcessor(ProcessorMixin):
             add_special_tokens=options.get("add_special_tokens") is not False,
             with_offsets=with_offsets,
             images_before_bos=self.images_before_bos,
+            split_at_images=self.split_at_images,
         )
         padding, truncation, max_length = (options.get(name) for name in ("padding", "truncation", "max_length"))
         padding = getattr(padding, "value", padding)
@@ -480,6 +483,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         is_encoder_decoder: bool = False,
         max_prompt_length: int | None = None,
         max_completion_length: int | None = None,
+        max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         timeout: float | None = 20.0,
         return_tensors: str | None = "pt",
@@ -501,6 +505,9 @@ class VisionLanguageProcessor(ProcessorMixin):
             max_completion_length (`int`, *optional*):
                 Most tokens of the last answer, end token included. An answer that is cut has no end token; the
                 first time, a warning says so.
+            max_length (`int`, *optional*):
+                Most tokens of a whole row, which is cut at its end, turns and all. Only for processors that tokenise
+                rows as a whole, as LLaVA's.
             pad_to_multiple_of (`int`, *optional*): Pads rows to such a length.
             timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
             return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, `"np"` or `None` for lists.
@@ -520,12 +527,12 @@ class VisionLanguageProcessor(ProcessorMixin):
         Raises:
             ValueError: If a row cannot be made into an example; it names the row and what is wrong.
         """
-        rows = encode_training_rows(
-            self,
+        rows = self._encode_rows(
             examples,
             is_encoder_decoder=is_encoder_decoder,
             max_prompt_length=max_prompt_length,
             max_completion_length=max_completion_length,
+            max_length=max_length,
             pad_to_multiple_of=pad_to_multiple_of,
         )
         counts = [len(images) for images in rows.images]
@@ -538,6 +545,17 @@ class VisionLanguageProcessor(ProcessorMixin):
                 options = {"return_tensors": return_tensors}
                 data.update(self._image_inputs(rows.images, options, timeout, "row", share_images))
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _encode_rows(
+        self, examples: Sequence[Mapping[str, Any]], *, max_length: int | None, **options: Any
+    ) -> TrainingRows:
+        """Tokens and labels of rows, with answers tokenised apart; a family that learnt otherwise overrides it."""
+        if max_length is not None:
+            raise ValueError(
+                f"max_length is {max_length}, but {type(self).__name__} tokenises answers apart from their prompts: set "
+                "max_prompt_length and max_completion_length"
+            )
+        return encode_training_rows(self, examples, **options)
 
     # --- decoding -------------------------------------------------------------------------------------------------
 

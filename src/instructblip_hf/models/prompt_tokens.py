@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+# Ids of a text, which of them the tokenizer added, and the characters that each comes from.
+_Pieces = tuple[list[int], list[bool], list[tuple[int, int]]]
+
+
 @dataclass
 class TokenRow:
     """Tokens of one sample, not yet padded.
@@ -54,6 +58,7 @@ def encode_texts(
     with_offsets: bool = False,
     row_name: str = "text",
     images_before_bos: bool = True,
+    split_at_images: bool = False,
 ) -> list[TokenRow]:
     """Tokenise texts, with ``tokens_per_image`` placeholders for each image.
 
@@ -74,6 +79,9 @@ def encode_texts(
         row_name (`str`, *optional*, defaults to `"text"`): What errors call a text.
         images_before_bos (`bool`, *optional*, defaults to `True`):
             `False` leaves markers that open a text behind the beginning-of-sequence token, as LLaVA has them.
+        split_at_images (`bool`, *optional*, defaults to `False`):
+            Whether what stands between markers is tokenised apart, as LLaVA does: a SentencePiece tokenizer that marks
+            the beginning of a text alone then marks words after an image too.
 
     Returns:
         `list[TokenRow]`: One a text.
@@ -105,25 +113,14 @@ def encode_texts(
         starts.append(start)
         has_written_bos.append(written)
 
-    encoding = tokenizer(
-        bodies,
-        add_special_tokens=add_special_tokens,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_special_tokens_mask=True,
-        return_offsets_mapping=with_offsets,
-        verbose=False,
-    )
     image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+    if split_at_images:
+        tokenized = _tokenize_between(tokenizer, bodies, image_token, add_special_tokens, with_offsets)
+    else:
+        tokenized = _tokenize(tokenizer, bodies, add_special_tokens, with_offsets)
     rows = []
-    for index, ids in enumerate(encoding["input_ids"]):
-        special = [bool(flag) for flag in encoding["special_tokens_mask"][index]]
-        offsets = [(0, 0)] * len(ids)
-        if with_offsets:
-            shift = starts[index]
-            offsets = [(begin + shift, end + shift) for begin, end in encoding["offset_mapping"][index]]
+    for index, (ids, special, places) in enumerate(tokenized):
+        offsets = [(begin + starts[index], end + starts[index]) for begin, end in places]
         opening, in_front = openings[index]
         ending = _added_ending(tokenizer, ids, special)
         row = TokenRow(opening, [image_token_id] * in_front, [True] * in_front, [(0, 0)] * in_front, ending)
@@ -140,6 +137,54 @@ def encode_texts(
         if not with_offsets:
             row.offsets = []
         rows.append(row)
+    return rows
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool, with_offsets: bool) -> list[_Pieces]:
+    if not texts:
+        return []
+    encoding = tokenizer(
+        texts,
+        add_special_tokens=add_special_tokens,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        return_special_tokens_mask=True,
+        return_offsets_mapping=with_offsets,
+        verbose=False,
+    )
+    ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
+    offsets = encoding["offset_mapping"] if with_offsets else [[(0, 0)] * len(row) for row in ids]
+    return [(own, list(map(bool, flags)), places) for own, flags, places in zip(ids, special, offsets)]
+
+
+def _tokenize_between(
+    tokenizer: Any, texts: Sequence[str], separator: str, add_special_tokens: bool, with_offsets: bool
+) -> list[_Pieces]:
+    """As `_tokenize`, but each text in pieces that ``separator``, one token, stands between."""
+    pieces = [text.split(separator) for text in texts]
+    first = _tokenize(tokenizer, [own[0] for own in pieces], add_special_tokens, with_offsets)
+    # Metaspace takes a space at the beginning for the mark it would put there; SentencePiece marks the beginning anyway.
+    takes_space = tokenizer.tokenize(" a") == tokenizer.tokenize("a")
+    added = [[takes_space and piece.startswith(" ") for piece in own[1:]] for own in pieces]
+    later = [
+        f" {piece}" if extra else piece for own, extras in zip(pieces, added) for piece, extra in zip(own[1:], extras)
+    ]
+    remaining = iter(_tokenize(tokenizer, later, False, with_offsets))
+    separator_id = tokenizer.convert_tokens_to_ids(separator)
+    rows = []
+    for own, extras, (ids, special, offsets) in zip(pieces, added, first):
+        start = len(own[0])
+        for piece, extra in zip(own[1:], extras):
+            more_ids, more_special, places = next(remaining)
+            stop = start + len(separator)
+            ids = [*ids, separator_id, *more_ids]
+            special = [*special, False, *more_special]
+            moved = [(max(0, begin - extra) + stop, max(0, end - extra) + stop) for begin, end in places]
+            offsets = [*offsets, (start, stop), *moved]
+            start = stop + len(piece)
+        rows.append((ids, special, offsets))
     return rows
 
 

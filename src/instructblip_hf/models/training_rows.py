@@ -162,7 +162,41 @@ def _read_messages(
     name: str,
     is_encoder_decoder: bool,
 ) -> _Row:
-    normalized, sources = normalize_conversation(messages, processor.image_token, num_frames=4, name=name)
+    normalized, images, trained = read_conversation(messages, completion_length, images, processor.image_token, name)
+    answers = sum(message["role"] == "assistant" for message in normalized)
+    if is_encoder_decoder and completion_length is not None and trained > 1:
+        raise ValueError(f'{name}: "completion" has {trained} assistant turns; a sequence-to-sequence row has one')
+    # A sequence-to-sequence encoder has one end token, at its end; a causal row one after each answer.
+    end_token = "" if is_encoder_decoder else processor.tokenizer.eos_token
+    texts, spans = processor.render([normalized], return_spans=True, eos_token=end_token)
+    if len(spans[0]) != answers:
+        raise ValueError(
+            f"{name}: the chat template marks {len(spans[0])} of {answers} assistant turns with "
+            "{% generation %}, which tells answers from the rest"
+        )
+    segments, position = [], 0
+    for start, stop in spans[0]:
+        segments += [texts[0][position:start], texts[0][start:stop]]
+        position = stop
+    return _Row(name, images, instruction_of(normalized), segments, trained)
+
+
+def read_conversation(
+    messages: Any, completion_length: int | None, images: list[Any], image_token: str, name: str
+) -> tuple[list[dict[str, Any]], list[Any], int]:
+    """A conversation to learn from in its plain form, its images in reading order, and how many answers are learnt.
+
+    Args:
+        messages (`Sequence[Mapping]`): As `normalize_conversation` takes them.
+        completion_length (`int`, *optional*): How many of the last messages are learnt from; all of them if not given.
+        images (`list`): Images given beside the conversation.
+        image_token (`str`): The marker of an image in text.
+        name (`str`): What errors call the row.
+
+    Raises:
+        ValueError: If the conversation has no answer, does not end with one, or holds an empty one or images in one.
+    """
+    normalized, sources = normalize_conversation(messages, image_token, num_frames=4, name=name)
     roles = [message["role"] for message in normalized]
     if "assistant" not in roles:
         raise ValueError(f'{name} has no "assistant" turn to learn; its roles are {roles}')
@@ -180,23 +214,7 @@ def _read_messages(
         )
     in_completion = len(roles) if completion_length is None else completion_length
     trained = roles[-in_completion:].count("assistant")
-    if is_encoder_decoder and completion_length is not None and trained > 1:
-        raise ValueError(f'{name}: "completion" has {trained} assistant turns; a sequence-to-sequence row has one')
-
-    images = fill_images(normalized, sources, images, name)
-    # A sequence-to-sequence encoder has one end token, at its end; a causal row one after each answer.
-    end_token = "" if is_encoder_decoder else processor.tokenizer.eos_token
-    texts, spans = processor.render([normalized], return_spans=True, eos_token=end_token)
-    if len(spans[0]) != roles.count("assistant"):
-        raise ValueError(
-            f"{name}: the chat template marks {len(spans[0])} of {roles.count('assistant')} assistant turns with "
-            "{% generation %}, which tells answers from the rest"
-        )
-    segments, position = [], 0
-    for start, stop in spans[0]:
-        segments += [texts[0][position:start], texts[0][start:stop]]
-        position = stop
-    return _Row(name, images, instruction_of(normalized), segments, trained)
+    return normalized, fill_images(normalized, sources, images, name), trained
 
 
 # --- encoding -----------------------------------------------------------------------------------------------------
