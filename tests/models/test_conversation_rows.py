@@ -23,34 +23,16 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BlipImageProcessorPil, PreTrainedTokenizerFast
 
-from instructblip_hf.models.chat_templates import CHAT_TEMPLATES, end_of_answer, find_chat_template
-from instructblip_hf.models.conversation_rows import encode_conversation_rows
-from instructblip_hf.models.processing_base import VisionLanguageProcessor
+from instructblip_hf.models.chat_templates import CHAT_TEMPLATES, end_of_answer
+from instructblip_hf.models.instructblip import InstructBlipProcessor
+from instructblip_hf.models.llava import LlavaProcessor
+from tiny_tokenizers import qformer_tokenizer
 
 
 RECORDED = json.loads((Path(__file__).parent / "llava_rows.json").read_text(encoding="utf-8"))
 ROLES = {"human": "user", "gpt": "assistant"}
 IMAGE, IGNORED = -200, -100
 QUERIES = 3
-
-
-class WholeTextProcessor(VisionLanguageProcessor):
-    images_before_bos = False
-
-    def __init__(self, image_processor, tokenizer, chat_template=None, split_at_images=False):
-        self.split_at_images = split_at_images
-        self.image_token = self._adopt_image_token(tokenizer)
-        self.num_query_tokens = QUERIES
-        super().__init__(image_processor, tokenizer, chat_template=find_chat_template(chat_template))
-
-    def mark_images(self, text, images):
-        return text if self.image_token in text else "<image>\n" * images + text
-
-    def _text_inputs(self, texts, counts, options):
-        return super()._text_inputs([self.mark_images(*own) for own in zip(texts, counts)], counts, options)
-
-    def _encode_rows(self, examples, **options):
-        return encode_conversation_rows(self, examples, **options)
 
 
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
@@ -65,10 +47,13 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     )
 
 
-def processor(template: str, kind: str = "legacy") -> WholeTextProcessor:
+def processor(template: str | None, kind: str = "legacy") -> LlavaProcessor:
     # LLaVA tokenised between images; a tokenizer that marks every beginning does so anyway.
     images = BlipImageProcessorPil(size={"height": 14, "width": 14})
-    return WholeTextProcessor(images, tokenizer_of(kind), template, split_at_images=kind == "first")
+    tokenizer = tokenizer_of(kind)
+    return LlavaProcessor(
+        images, tokenizer, chat_template=template, num_query_tokens=QUERIES, split_at_images=kind == "first"
+    )
 
 
 def picture(seed: int = 0) -> Image.Image:
@@ -87,12 +72,12 @@ def image_first(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "messages": [{**first, "content": f"<image>\n{words}"}, *others]}
 
 
-def encode(ours: WholeTextProcessor, row: dict[str, Any], **options: Any) -> tuple[list[int], list[int]]:
+def encode(ours: LlavaProcessor, row: dict[str, Any], **options: Any) -> tuple[list[int], list[int]]:
     inputs = ours.encode_examples([row], return_tensors=None, **options)
     return inputs["input_ids"][0], inputs["labels"][0]
 
 
-def with_one_id_an_image(ours: WholeTextProcessor, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+def with_one_id_an_image(ours: LlavaProcessor, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
     found_ids: list[int] = []
     found_labels: list[int] = []
     position = 0
@@ -161,7 +146,7 @@ def conversation(name: str, turns: int = 2) -> dict[str, Any]:
     return row_of(said)
 
 
-def prompt_ids(ours: WholeTextProcessor, row: dict[str, Any]) -> list[int]:
+def prompt_ids(ours: LlavaProcessor, row: dict[str, Any]) -> list[int]:
     images = row["images"][: sum(message["content"].count("<image>") for message in row["messages"])]
     inputs = ours.apply_chat_template(
         row["messages"],
@@ -238,13 +223,25 @@ def test_answers_of_a_prompt_are_not_learnt(template):
     assert "A cat" not in words
 
 
-def test_rows_of_text_are_taken_as_they_are():
-    ours = processor("v1")
+@pytest.mark.parametrize("template", ["v1", "llava_llama_2", "plain"])
+@pytest.mark.parametrize("question", ["What is it?", "What is it?\n<image>"])
+def test_rows_of_text_are_turns_as_a_model_is_asked(template, question):
+    ours = processor(template)
+    ids, labels = encode(ours, {"images": [picture()], "prompt": question, "completion": " A cat. "})
+    prompt = ours(images=picture(), text=ours.user_turn(question))["input_ids"][0]
+    assert ids[: len(prompt)] == prompt
+    ending = {"v1": "</s>", "llava_llama_2": " </s>", "plain": "\n"}[template]
+    answer = ours.tokenizer(f"A cat.{ending}", add_special_tokens=False)["input_ids"]
+    assert ids[len(prompt) :] == answer
+    assert labels == [IGNORED] * len(prompt) + answer
+
+
+def test_without_a_template_rows_of_text_stay_as_they_are():
+    ours = processor(None)
     ids, labels = encode(ours, {"images": [picture()], "prompt": "What is it?", "completion": " A cat. "})
     prompt = ours(images=picture(), text="What is it?")["input_ids"][0]
-    assert ids[: len(prompt)] == prompt
     answer = ours.tokenizer("A cat.</s>", add_special_tokens=False)["input_ids"]
-    assert ids[len(prompt) :] == answer
+    assert ids == prompt + answer
     assert labels == [IGNORED] * len(prompt) + answer
 
 
@@ -302,11 +299,13 @@ def test_limits_of_prompt_and_answer(template, caplog):
 
 
 def test_a_limit_of_the_whole_row_is_for_rows_tokenised_as_a_whole():
-    class Apart(WholeTextProcessor):
-        _encode_rows = VisionLanguageProcessor._encode_rows
-
-    ours = Apart(BlipImageProcessorPil(size={"height": 14, "width": 14}), tokenizer_of("first"), "v1")
-    with pytest.raises(ValueError, match="max_length is 30, but Apart tokenises answers apart"):
+    ours = InstructBlipProcessor(
+        BlipImageProcessorPil(size={"height": 14, "width": 14}),
+        tokenizer_of("first"),
+        qformer_tokenizer(),
+        num_query_tokens=QUERIES,
+    )
+    with pytest.raises(ValueError, match="max_length is 30, but InstructBlipProcessor tokenises answers apart"):
         ours.encode_examples([conversation("image first")], max_length=30)
 
 
@@ -325,7 +324,7 @@ def user(words: Any) -> dict[str, Any]:
         ({"prompt": "a", "completion": []}, "must both be text or both be lists"),
         ({"prompt": "a", "completion": " "}, '"completion" is empty'),
         ({"prompt": [user("a")], "completion": []}, '"completion" is empty'),
-        ({"prompt": "a", "completion": "<image>"}, "answer holds the image marker"),
+        ({"prompt": "a", "completion": "<image>"}, "assistant turn holds text only"),
         ({"messages": [user("a"), user("b"), {"role": "assistant", "content": "c"}]}, "row 0: users and assistants"),
         ({"images": [1], "messages": [user("<image> <image>"), {"role": "assistant", "content": "c"}]}, "row 0"),
         ("text", "row 0 must be a dict"),
@@ -334,6 +333,11 @@ def user(words: Any) -> dict[str, Any]:
 def test_rows_that_cannot_be_used(row, message):
     with pytest.raises(ValueError, match=message):
         processor("v1").encode_examples([row])
+
+
+def test_an_image_in_an_answer_without_a_template():
+    with pytest.raises(ValueError, match="row 0: an answer holds the image marker <image>"):
+        processor(None).encode_examples([{"images": [picture()], "prompt": "a", "completion": "<image>"}])
 
 
 def test_a_template_that_marks_no_answer():
@@ -358,3 +362,23 @@ def test_a_token_of_prompt_and_answer():
 def test_sequence_to_sequence_models_are_refused():
     with pytest.raises(ValueError, match="causal"):
         processor("v1").encode_examples([conversation("image first")], is_encoder_decoder=True)
+
+
+def test_the_processor_takes_templates_by_name(tmp_path):
+    ours = processor("v1", "first")
+    assert ours.chat_template == CHAT_TEMPLATES["v1"]
+    ours.save_pretrained(tmp_path)
+    loaded = LlavaProcessor.from_pretrained(tmp_path)
+    assert loaded.chat_template == CHAT_TEMPLATES["v1"]
+    assert encode(loaded, conversation("image first")) == encode(ours, conversation("image first"))
+    ours = LlavaProcessor(ours.image_processor, ours.tokenizer, chat_template={"default": "v1", "stage 1": "plain"})
+    assert ours.chat_template == {"default": CHAT_TEMPLATES["v1"], "stage 1": CHAT_TEMPLATES["plain"]}
+    with pytest.raises(ValueError, match="'v7'"):
+        processor("v7")
+
+
+@pytest.mark.parametrize(
+    ("template", "stops"), [("v0", ["###"]), ("plain", ["\n"]), ("v1", []), ("llava_llama_2", []), (None, [])]
+)
+def test_what_generation_has_to_stop_at(template, stops):
+    assert processor(template).stop_strings == stops

@@ -63,14 +63,14 @@ def encode_conversation_rows(
 ) -> TrainingRows:
     """Encode rows for `VisionLanguageProcessor.encode_examples`, which documents arguments and errors.
 
-    Rows of text are prompt, answer and end token as they are; rows of messages are what the chat template makes of them.
+    A prompt and a completion as text are a turn of the user and one of the assistant, as `user_turn` words a question
+    where a model is asked; with the default chat template they stay as they are.
     """
     if isinstance(examples, Mapping) or not len(examples):
         raise ValueError("examples must be a non-empty list of rows")
     if is_encoder_decoder:
         raise ValueError("conversations tokenised as a whole are for causal language models, not sequence-to-sequence")
-    has_messages = any(isinstance(row, Mapping) and not isinstance(row.get("prompt"), str) for row in examples)
-    opener = _opener_of_answers(processor) if has_messages else ""
+    opener = _opener_of_answers(processor)
     rows = [_read_row(processor, example, index, opener) for index, example in enumerate(examples)]
     encoded = [_encode(processor, row, max_prompt_length, max_completion_length, max_length) for row in rows]
     cut = sum(was_cut for _, _, was_cut in encoded)
@@ -110,7 +110,7 @@ def _read_row(processor: Any, example: Mapping[str, Any], index: int, opener: st
     elif prompt is None or completion is None:
         raise ValueError(f"{name} needs {_ALLOWED_KEYS}; it has {sorted(map(str, example))}")
     elif isinstance(prompt, str) and isinstance(completion, str):
-        row = _read_strings(processor, prompt, completion, images, name)
+        row = _read_strings(processor, prompt, completion, images, name, opener)
     elif isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple)):
         if not completion:
             raise ValueError(f'{name}: "completion" is empty')
@@ -126,13 +126,16 @@ def _read_row(processor: Any, example: Mapping[str, Any], index: int, opener: st
     return row
 
 
-def _read_strings(processor: Any, prompt: str, completion: str, images: list[Any], name: str) -> _Row:
+def _read_strings(processor: Any, prompt: str, completion: str, images: list[Any], name: str, opener: str) -> _Row:
     if not completion.strip():
         raise ValueError(f'{name}: "completion" is empty')
+    if processor.user_turn(prompt, len(images)) != prompt:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion.strip()}]
+        return _read_messages(processor, turns, None, images, name, opener)
+    instruction = processor._without_special_tokens(prompt)
     prompt = processor.mark_images(prompt, len(images))
     gap = " " if prompt and not prompt[-1].isspace() else ""
     text = f"{prompt}{gap}{completion.strip()}{processor.tokenizer.eos_token}"
-    instruction = processor._without_special_tokens(prompt)
     return _Row(name, images, instruction, text, [(len(prompt), len(text))], len(prompt))
 
 

@@ -5,11 +5,14 @@ Class name, files and fields are those of transformers, so folders are exchanged
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..chat import DEFAULT_CHAT_TEMPLATE
+from ..chat_templates import end_of_answer, find_chat_template
+from ..conversation_rows import encode_conversation_rows
 from ..processing_base import VisionLanguageProcessor
+from ..training_rows import TrainingRows
 
 
 class LlavaProcessor(VisionLanguageProcessor):
@@ -23,12 +26,19 @@ class LlavaProcessor(VisionLanguageProcessor):
         vision_feature_select_strategy (`str`, *optional*): As in the model's configuration; `"default"` leaves out one
             token of the tower.
         chat_template (`str` or `dict[str, str]`, *optional*, defaults to `DEFAULT_CHAT_TEMPLATE`):
-            Jinja template for `apply_chat_template`, saved and loaded with the processor.
+            Jinja template for `apply_chat_template` or a name in `CHAT_TEMPLATES`, like `"v1"`; saved and loaded with the
+            processor. Training learns what it has inside of ``{% generation %}``.
         image_token (`str`, *optional*, defaults to `"<image>"`): Where the tokenizer has none of its own.
         num_additional_image_tokens (`int`, *optional*, defaults to 0):
             Tokens of the tower beside those of patches: 1 for CLIP's class token.
         num_query_tokens (`int`, *optional*):
             Where the connector is a Q-Former: its queries, the number of placeholders an image has.
+        split_at_images (`bool`, *optional*, defaults to `False`):
+            Whether text between images is tokenised apart, as LLaVA's own code does. It makes a difference for LLaMA's
+            tokenizer with ``legacy=False``, which then marks the first word after an image; stock transformers does not.
+
+    Raises:
+        ValueError: If ``chat_template`` is neither a template nor a name of one.
     """
 
     images_before_bos = False
@@ -43,17 +53,15 @@ class LlavaProcessor(VisionLanguageProcessor):
         image_token: str = "<image>",
         num_additional_image_tokens: int = 0,
         num_query_tokens: int | None = None,
+        split_at_images: bool = False,
     ) -> None:
         self.patch_size = patch_size
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.image_token = self._adopt_image_token(tokenizer, image_token)
         self.num_additional_image_tokens = num_additional_image_tokens
         self.num_query_tokens = num_query_tokens
-        super().__init__(
-            image_processor,
-            tokenizer,
-            chat_template=chat_template if chat_template is not None else DEFAULT_CHAT_TEMPLATE,
-        )
+        self.split_at_images = split_at_images
+        super().__init__(image_processor, tokenizer, chat_template=_templates(chat_template))
 
     @property
     def tokens_per_image(self) -> int:
@@ -91,6 +99,28 @@ class LlavaProcessor(VisionLanguageProcessor):
         if self.image_token in text:
             return text
         return f"{self.image_token}\n" * images + text
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """Text that ends an answer where the chat template has no end token for it, for ``model.generate``.
+
+        ``###`` of the template `v0`, a line break of `plain`; empty where the tokenizer's end token ends answers.
+        """
+        template = self._find_chat_template(None)
+        if "generation" not in template:
+            return []
+        end = end_of_answer(template, eos_token=self.tokenizer.eos_token, image_token=self.image_token)
+        return [] if end == self.tokenizer.eos_token else [end]
+
+    def _encode_rows(self, examples: Sequence[Mapping[str, Any]], **options: Any) -> TrainingRows:
+        """Tokens and labels of rows, tokenised as a whole."""
+        return encode_conversation_rows(self, examples, **options)
+
+
+def _templates(given: str | dict[str, str] | None) -> str | dict[str, str]:
+    if isinstance(given, dict):
+        return {name: find_chat_template(template) for name, template in given.items()}
+    return DEFAULT_CHAT_TEMPLATE if given is None else find_chat_template(given)
 
 
 __all__ = ["LlavaProcessor"]
