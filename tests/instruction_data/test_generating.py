@@ -309,7 +309,7 @@ def test_a_killed_command_pays_for_nothing_twice(tmp_path):
         assert set(answered.values()) == {1}
         assert len(server.bodies) == 24 + 2
     assert content(out) == content(tmp_path / "calm")
-    assert "asked now   11; answered before 13" in again.stdout
+    assert "answers     24, of which 11 were asked for now" in again.stdout
 
 
 def test_the_command(tmp_path, run_command):

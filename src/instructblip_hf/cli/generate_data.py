@@ -143,7 +143,8 @@ def _show(report: Mapping[str, Any], output: Path, counts: Mapping[str, int]) ->
     if reasons:
         told = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items(), key=lambda one: -one[1]))
         print(f"not kept    {told}; {output / 'rejected.jsonl'} has them")
-    print(f"asked now   {counts.get('asked', 0):,}; answered before {counts.get('cached', 0):,}")
+    answers = sum(one["answers"] for one in report["types"].values())
+    print(f"answers     {answers:,}, of which {counts.get('asked', 0):,} were asked for now")
     if report["cost"]:
         print(f"cost        ${report['cost']:.4f} in all")
     print(f"data        {output / 'llava_instruct.json'}, and a file for each type")
