@@ -1,12 +1,15 @@
 """`instructblip convert`: there and back, what it says, and what it refuses."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import lavis_files as lavis
+from tiny_tokenizers import language_tokenizer
 
 
 SHAPE = ["--vision-heads", lavis.HEADS["vision"], "--qformer-heads", lavis.HEADS["qformer"], "--vision-layers", 2]
@@ -80,3 +83,43 @@ def test_every_problem_is_a_line(run, files):
     refused = run("convert", "more.pth", "eva.pth", "--llm", "vicuna", "-o", "folder", *SHAPE)
     assert refused.exit_code == 2
     assert refused.stderr.count("error: ") == 2
+
+
+ORIGINAL = Path(__file__).parents[1] / "conversion" / "llava_original"
+
+
+def test_a_folder_of_llavas_own_code(run, tmp_path):
+    source, parts = str(ORIGINAL / "lora"), ["--llm", str(ORIGINAL / "llm"), "--vision-tower", str(ORIGINAL / "clip")]
+    result = run("convert", source, *parts, "-o", str(tmp_path / "ours"), "--report", str(tmp_path / "r.json"))
+    assert result.exit_code == 0, result.output
+    written = load_file(tmp_path / "ours" / "model.safetensors")
+    assert f"llava (lora): {len(written)} tensors" in result.stdout
+    assert "14 made otherwise: with its LoRA update" in result.stdout
+    assert "written without a processor" in result.stdout
+    rows = json.loads((tmp_path / "r.json").read_text())["tensors"]
+    assert {row["to"] for row in rows} >= set(written)
+    Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
+    unconverted = run("ask", str(tmp_path / "picture.png"), "What?", "--model", str(ORIGINAL / "full_mlp"))
+    assert "is a folder of LLaVA's own code: instructblip convert makes one of it" in unconverted.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lora", "-o", "ours"], "is a LoRA adapter: give the folder of its language model (llm)"),
+        (["lora", "-o", "ours", "--kind", "blip-2"], "--kind cannot be used with"),
+        (["full_mlp", "-o", "ours", "--chat-template", "v9"], "chat_template is 'v9'"),
+        (["lora", "-o", "back.pth"], "can be converted"),
+    ],
+)
+def test_what_cannot_be_made_of_llavas_folders(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    more = ["--vision-tower", str(ORIGINAL / "clip")] if "lora" not in arguments else []
+    if "--chat-template" in arguments:
+        language_tokenizer("llama").save_pretrained("tokenizer")
+        more += ["--tokenizer", "tokenizer"]
+    result = run("convert", str(ORIGINAL / arguments[0]), *arguments[1:], *more)
+    assert result.exit_code != 0
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "ours").exists()

@@ -517,7 +517,10 @@ def merge(
 def convert(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SOURCE...", help="LAVIS files, the checkpoint first; or one folder of a model."),
+        typer.Argument(
+            metavar="SOURCE...",
+            help="LAVIS files, the checkpoint first; one folder of a model; or one folder of LLaVA's own code.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A new folder; or a new .pth, for a file in LAVIS's layout.")
@@ -563,9 +566,15 @@ def convert(
         bool,
         typer.Option("--drop-key-bias", help="For LAVIS: leave out the vision tower's key bias; it has no effect."),
     ] = False,
+    vision_tower: Annotated[
+        Path | None, typer.Option(help="For LLaVA: folder of the vision tower, where its own does not hold it.")
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="For LLaVA: the conversation it was trained on, v1 by default.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="A new JSON file that tells of every tensor.")] = None,
 ) -> None:
-    """Convert LAVIS checkpoints to folders in transformers' layout, and back."""
+    """Convert checkpoints of LAVIS and of LLaVA's own code to folders in transformers' layout, and back for LAVIS."""
     from .convert import run_convert
 
     to_folder: dict[str, Any] = {
@@ -580,7 +589,8 @@ def convert(
         "dtype": dtype,
     }
     to_lavis = {"trimmed": trimmed, "vocabulary_rows": vocabulary_rows, "drop_key_bias": drop_key_bias}
-    run_convert(sources, output, report, (vision_heads, qformer_heads), to_folder, to_lavis)
+    llava: dict[str, Any] = {"vision_tower": vision_tower, "chat_template": chat_template}
+    run_convert(sources, output, report, (vision_heads, qformer_heads), to_folder, to_lavis, llava)
 
 
 app.command(name="generate-data")(generate_data)

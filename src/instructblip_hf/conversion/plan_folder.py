@@ -142,7 +142,7 @@ def _planned(
         if kept is not None and kept.shape[0] == new:
             how, make = f"{new} more rows, which the file keeps beside LAVIS's", _Appended(kept)
         else:
-            how, make = f"{new} more rows, each the mean of the others", _Grown(wanted[0])
+            how, make = f"{new} more rows, each the mean of the others", Grown(wanted[0])
         shape = wanted
     if shape != wanted:
         names = " and ".join(source.name for source in sources)
@@ -165,7 +165,9 @@ class _Fused:
 
 
 @dataclass(frozen=True)
-class _Grown:
+class Grown:
+    """A table of words with as many rows; new ones are the mean of the others."""
+
     rows: int
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -182,4 +184,4 @@ class _Appended:
         return torch.cat([tensor, self.rows.to(tensor.dtype)])
 
 
-__all__ = ["add_language_model", "assign_names", "plan_folder"]
+__all__ = ["Grown", "add_language_model", "assign_names", "plan_folder"]

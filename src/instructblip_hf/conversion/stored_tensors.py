@@ -155,4 +155,11 @@ def read_safetensors(path: Path, label: str) -> dict[str, StoredTensor]:
     return tensors
 
 
-__all__ = ["ConversionError", "StoredTensor", "load_torch_file", "read_weight_folder", "tensors_of_mapping"]
+__all__ = [
+    "ConversionError",
+    "StoredTensor",
+    "load_torch_file",
+    "read_safetensors",
+    "read_weight_folder",
+    "tensors_of_mapping",
+]

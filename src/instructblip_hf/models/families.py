@@ -71,10 +71,14 @@ def family_of(source: str | os.PathLike[str], **options: Any) -> tuple[Family, A
 
     Raises:
         OSError: If there is no such checkpoint.
-        ValueError: If its ``model_type`` is none of this package's families.
+        ValueError: If its ``model_type`` is none of this package's families, or it is a folder of LLaVA's own code.
     """
     config, _ = PreTrainedConfig.get_config_dict(source, **options)
     model_type = config.get("model_type")
+    if "mm_vision_tower" in config:
+        raise ValueError(
+            f"{source} is a folder of LLaVA's own code: instructblip convert makes one of it that opens here"
+        )
     if model_type not in FAMILIES:
         found = f"is of model_type {model_type!r}" if config else "has no config.json"
         raise ValueError(f"{source} {found}; this package has models of: {', '.join(FAMILIES)}")
