@@ -11,6 +11,7 @@ import typer
 from .data import data_app
 from .errors import fail
 from .generate_data import generate_data
+from .judge import judge
 
 
 app = typer.Typer(
@@ -594,4 +595,5 @@ def convert(
 
 
 app.command(name="generate-data")(generate_data)
+app.command()(judge)
 app.add_typer(data_app)
