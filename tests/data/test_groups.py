@@ -180,6 +180,38 @@ class TestByLength:
         # In the order of length they would rise from step to step.
         assert np.corrcoef(means, np.tile(np.arange(16), 4))[0, 1] < 0.5
 
+    @pytest.mark.parametrize("group", [1, 4])
+    @pytest.mark.parametrize("world", [1, 2])
+    def test_modalities_are_kept_apart(self, group, world):
+        """Of a window at most one batch over all processes holds both, and draws stay those of the window."""
+        datasets = {"a": rows_of(40, 4, "a"), "b": [{**row, "images": []} for row in rows_of(23, 4, "b")]}
+        options = {"group_by_length": 4, "group_by_image": group}
+        mixed = {}
+        for by_modality in (False, True):
+            mixture = mixture_of(datasets, group_by_modality=by_modality, **options)
+            dataset = MixtureDataset(datasets, mixture, 1024)
+            numbers = list(
+                LengthGroupedSampler(dataset, 1024, batch_size=8, accumulation=4 // world, world_size=world)
+            )
+            assert numbers == list(
+                LengthGroupedSampler(dataset, 1024, batch_size=8, accumulation=4 // world, world_size=world)
+            )
+            batches = np.array([bool(dataset[number]["images"]) for number in numbers]).reshape(-1, 8 * world)
+            both = batches.any(1) & ~batches.all(1)
+            windows = both.reshape(-1, 128 // (8 * world)).sum(1)
+            for start in range(0, 1024, 128):
+                assert sorted(numbers[start : start + 128]) == list(range(start, start + 128))
+            mixed[by_modality] = windows
+        assert mixed[True].max() <= 1
+        assert mixed[False].min() > 1
+        whole = mixture_of(datasets, group_by_modality=True, **options)
+        assert pickle.loads(pickle.dumps(whole)).fingerprint() == whole.fingerprint()
+        assert whole.fingerprint() != mixture_of(datasets, **options).fingerprint()
+
+    def test_modalities_need_windows(self):
+        with pytest.raises(ValueError, match="group_by_modality goes with group_by_length"):
+            Mixture({"a": 3}, group_by_modality=True)
+
     def test_skipped_windows_are_not_read(self, monkeypatch):
         dataset = self.dataset(group_by_length=2)
         whole = list(LengthGroupedSampler(dataset, 960, batch_size=8))

@@ -3,6 +3,10 @@
 The rows of W optimiser steps are sorted by the length of their text and dealt out to the micro-batches of these steps.
 With W = 1 each step has the rows that it would have anyway, and the same loss up to the order of summation. With more,
 micro-batches are more alike, while a step still mixes all lengths.
+
+Grouped by modality too, rows of text alone are sorted before those with images, so that of each window at most one
+micro-batch, over all processes, holds both, and the others encode images for all their rows or for none. LLaVA's trainer
+does this with whole steps (``group_by_modality_length`` of ``llava/train/llava_trainer.py``).
 """
 
 from __future__ import annotations
@@ -25,6 +29,11 @@ def text_length(content: Mapping[str, Any]) -> int:
     length = sum(map(_characters, (content.get(name) for name in ("prompt", "completion", "messages"))))
     images = content.get("images")
     return length + IMAGE_CHARACTERS * (len(images) if images is not None else int(content.get("image") is not None))
+
+
+def has_images(content: Mapping[str, Any]) -> bool:
+    """Whether a row has an image or a video."""
+    return bool(content.get("images")) or content.get("image") is not None or content.get("video") is not None
 
 
 def _characters(value: Any) -> int:
@@ -103,20 +112,21 @@ class LengthGroupedSampler:
                 yield from self._arrange(first + start, first + stop)
 
     def _arrange(self, start: int, stop: int) -> Iterator[int]:
-        lengths = [
-            max(self._length(number) for number in range(unit, unit + self._unit))
+        keys = [
+            max(self._key(number) for number in range(unit, unit + self._unit))
             for unit in range(start, stop, self._unit)
         ]
-        order = sorted(range(len(lengths)), key=lambda unit: lengths[unit])
+        order = sorted(range(len(keys)), key=lambda unit: keys[unit])
         in_slot = self._slot // self._unit
         slots = [order[place : place + in_slot] for place in range(0, len(order), in_slot)]
         for slot in keyed_order(len(slots), "lengths", self.dataset.mixture.seed, start):
             for unit in slots[slot]:
                 yield from range(start + unit * self._unit, start + (unit + 1) * self._unit)
 
-    def _length(self, number: int) -> int:
+    def _key(self, number: int) -> tuple[bool, int]:
         name, row, epoch = self.dataset.mixture.draw(number)
-        return text_length(peek(self.dataset.datasets[name], row, epoch))
+        content = peek(self.dataset.datasets[name], row, epoch)
+        return self.dataset.mixture.group_by_modality and has_images(content), text_length(content)
 
 
-__all__ = ["IMAGE_CHARACTERS", "LengthGroupedSampler", "text_length"]
+__all__ = ["IMAGE_CHARACTERS", "LengthGroupedSampler", "has_images", "text_length"]

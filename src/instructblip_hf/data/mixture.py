@@ -44,6 +44,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .image_groups import GroupedEpoch
+from .image_order import IMAGE_ORDERS, order_images
 from .permutations import KeyedPermutation, keyed_order
 
 
@@ -92,11 +93,15 @@ class Mixture:
         group_by_length (`int`, *optional*, defaults to 0): Optimiser steps whose draws are dealt out anew so that
             micro-batches hold rows of similar length, see `instructblip_hf.data.length_groups`; 0 for none. Draws
             themselves stay as they are.
+        group_by_modality (`bool`, *optional*, defaults to `False`): Whether micro-batches that are grouped by length
+            also hold rows with images or rows of text alone where that can be.
+        image_order (`str`, *optional*, defaults to `"published"`): Where images stand in the first turn of a row, one of
+            `instructblip_hf.data.image_order.IMAGE_ORDERS`; at random by seed and number of the draw.
 
     Raises:
-        ValueError: For no datasets, a size below 1, another balance, factors that are not positive numbers or of
-            datasets that are not there, numbers below their least, or `draws_per_choice` that is no multiple of
-            `group_by_image`.
+        ValueError: For no datasets, a size below 1, another balance or order, factors that are not positive numbers or
+            of datasets that are not there, numbers below their least, `draws_per_choice` that is no multiple of
+            `group_by_image`, or `group_by_modality` without `group_by_length`.
     """
 
     def __init__(
@@ -109,6 +114,8 @@ class Mixture:
         group_by_image: int = 1,
         image_orders: Mapping[str, np.ndarray] | None = None,
         group_by_length: int = 0,
+        group_by_modality: bool = False,
+        image_order: str = "published",
     ) -> None:
         if not sizes:
             raise ValueError("sizes is empty; a mixture needs at least one dataset")
@@ -117,7 +124,9 @@ class Mixture:
                 raise ValueError(f"the dataset {name} has {size} rows; it must have at least 1")
         if balance not in BALANCES:
             raise ValueError(f"balance is {balance!r}; allowed are {', '.join(BALANCES)}")
-        check_groups(draws_per_choice, group_by_image, group_by_length)
+        check_groups(draws_per_choice, group_by_image, group_by_length, group_by_modality)
+        if image_order not in IMAGE_ORDERS:
+            raise ValueError(f"image_order is {image_order!r}; allowed are {', '.join(IMAGE_ORDERS)}")
         factors = dict(factors or {})
         for name, factor in factors.items():
             if name not in sizes:
@@ -138,6 +147,8 @@ class Mixture:
             if self.sizes.get(name) != len(order):
                 raise ValueError(f"image_orders: {name} has {len(order)} rows, its size is {self.sizes.get(name)}")
         self.group_by_length = group_by_length
+        self.group_by_modality = group_by_modality
+        self.image_order = image_order
         self._shares = _apportion([_weight(size, balance, factors.get(name, 1.0)) for name, size in sizes.items()])
         self._bounds = [0]
         for share in self._shares:
@@ -187,6 +198,10 @@ class Mixture:
             content += ("group_by_image", self.group_by_image, orders)
         if self.group_by_length:
             content += ("group_by_length", self.group_by_length)
+        if self.group_by_modality:
+            content += ("group_by_modality",)
+        if self.image_order != "published":
+            content += ("image_order", self.image_order)
         return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
     # --- draws to datasets ----------------------------------------------------------------------------------------
@@ -228,7 +243,8 @@ class Mixture:
     def __reduce__(self) -> tuple[Any, ...]:
         # Caches stay behind, so that worker processes can be started in any way.
         groups = (self.draws_per_choice, self.group_by_image, self.image_orders, self.group_by_length)
-        return type(self), (self.sizes, self.balance, self.factors, self.seed, *groups)
+        rows = (self.group_by_modality, self.image_order)
+        return type(self), (self.sizes, self.balance, self.factors, self.seed, *groups, *rows)
 
 
 class MixtureDataset:
@@ -271,6 +287,7 @@ class MixtureDataset:
             content = dataset.at(row, epoch) if hasattr(dataset, "at") else dataset[row]
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}, row {row} (draw {number}): {error}") from error
+        content = order_images(content, self.mixture.image_order, self.mixture.seed, number)
         return {**content, "dataset": name, "draw": number}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -333,11 +350,14 @@ class MixtureSampler:
         return self.start if self.epoch == 0 else 0
 
 
-def check_groups(draws_per_choice: int, group_by_image: int, group_by_length: int) -> None:
+def check_groups(
+    draws_per_choice: int, group_by_image: int, group_by_length: int, group_by_modality: bool = False
+) -> None:
     """Raises where the numbers do not fit together.
 
     Raises:
-        ValueError: If a number is below its least, or `draws_per_choice` is above 1 and no multiple of `group_by_image`.
+        ValueError: If a number is below its least, `draws_per_choice` is above 1 and no multiple of `group_by_image`, or
+            `group_by_modality` is set without `group_by_length`.
     """
     for name, value, least in (
         ("draws_per_choice", draws_per_choice, 1),
@@ -346,6 +366,8 @@ def check_groups(draws_per_choice: int, group_by_image: int, group_by_length: in
     ):
         if value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if group_by_modality and not group_by_length:
+        raise ValueError("group_by_modality goes with group_by_length, which says over how many steps; it is 0")
     if draws_per_choice > 1 and draws_per_choice % group_by_image:
         raise ValueError(
             f"draws_per_choice is {draws_per_choice}; it must be a multiple of group_by_image, which is {group_by_image}"

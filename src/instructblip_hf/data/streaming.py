@@ -30,6 +30,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .image_order import order_images
 from .mixture import Mixture
 from .permutations import KeyedPermutation, keyed_order
 from .shards import Shards
@@ -203,6 +204,7 @@ class StreamMixture(IterableDataset):
             row = cursors[name].next_row()
             draws += 1
             self._progress = {**place, "draws": draws, "cursors": cursors}
+            row = order_images(row, self.mixture.image_order, self.mixture.seed, number)
             yield {**row, "dataset": name, "draw": number}
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.catalog import DATASETS
 from ..data.image_groups import image_order
+from ..data.image_order import IMAGE_ORDERS
 from ..data.mixture import BALANCES, Mixture, MixtureDataset, check_groups
 from .mixture_parts import OpenStream, PartArguments, open_part, published_rows, resolve_part
 from .recipe_file import folder_of
@@ -40,6 +41,10 @@ class MixtureArguments:
             rows; each image of a batch is encoded once.
         group_by_length (`int`, *optional*, defaults to 0): Optimiser steps whose rows are dealt out to micro-batches by
             length; 0 for as they come.
+        group_by_modality (`bool`, *optional*, defaults to `False`): Whether these micro-batches also hold rows with
+            images or rows of text alone, as far as it goes.
+        image_order (`str`, *optional*, defaults to `"published"`): Where images stand in the first turn, one of
+            `instructblip_hf.data.image_order.IMAGE_ORDERS`.
         form (`str`, *optional*, defaults to `"instruction"`): One of `instructblip_hf.data.templates.FORMS`.
         without (`list[str]`, *optional*): Slots that prompts leave out, such as ``lecture``.
         clean_captions (`bool`, *optional*, defaults to `False`):
@@ -49,7 +54,7 @@ class MixtureArguments:
         draws (`int`, *optional*): Rows of the whole, for evaluation data alone; training draws what its steps need.
 
     Raises:
-        ValueError: For no datasets, an unknown balance, form or slot, or a number below 1.
+        ValueError: For no datasets, an unknown balance, order, form or slot, or a number below 1.
     """
 
     datasets: dict[str, Any] = field(metadata={"help": "Datasets by name."})
@@ -59,7 +64,11 @@ class MixtureArguments:
     draws_per_choice: int = field(default=1, metadata={"help": "Draws in a row from the same dataset."})
     group_by_image: int = field(default=1, metadata={"help": "Draws in a row of the same image."})
     group_by_length: int = field(default=0, metadata={"help": "Steps whose rows are dealt out by length."})
-    form: str = field(default="instruction", metadata={"help": "instruction, plain, identifier or prefix."})
+    group_by_modality: bool = field(default=False, metadata={"help": "Whether images and text alone are kept apart."})
+    image_order: str = field(default="published", metadata={"help": f"One of {', '.join(IMAGE_ORDERS)}."})
+    form: str = field(
+        default="instruction", metadata={"help": "instruction, plain, identifier, prefix or llava_scienceqa."}
+    )
     without: list[str] = field(default_factory=list, metadata={"help": "Slots that prompts leave out."})
     clean_captions: bool = field(default=False, metadata={"help": "Whether captions are put as LAVIS puts them."})
     wording: str | None = field(default=None, metadata={"help": "One template for all rows."})
@@ -71,7 +80,9 @@ class MixtureArguments:
             raise ValueError("datasets is empty; a mixture needs at least one")
         if self.balance not in BALANCES:
             raise ValueError(f"balance is {self.balance!r}; allowed are {', '.join(BALANCES)}")
-        check_groups(self.draws_per_choice, self.group_by_image, self.group_by_length)
+        check_groups(self.draws_per_choice, self.group_by_image, self.group_by_length, self.group_by_modality)
+        if self.image_order not in IMAGE_ORDERS:
+            raise ValueError(f"image_order is {self.image_order!r}; allowed are {', '.join(IMAGE_ORDERS)}")
         if self.draws is not None and self.draws < 1:
             raise ValueError(f"draws is {self.draws}; it must be at least 1")
         self.instructions()
@@ -201,6 +212,8 @@ def mixture_of(
         arguments.group_by_image,
         image_orders,
         arguments.group_by_length,
+        arguments.group_by_modality,
+        arguments.image_order,
     )
 
 

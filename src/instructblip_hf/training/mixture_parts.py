@@ -39,7 +39,8 @@ class PartArguments:
         split (`str`, *optional*, defaults to `"train"`): Of a dataset of the catalog, or several as ``train+val``; of a
             repository as it is called there.
         max_bad_rows (`int`, *optional*, defaults to 0): Malformed rows of it that may be left out, with a warning.
-        file (`str`, *optional*): A ``.jsonl`` or ``.csv`` file of one's own, see `RowFileDataset`.
+        file (`str`, *optional*): A ``.jsonl`` or ``.csv`` file of one's own, see `RowFileDataset`, or a ``.json`` file in
+            LLaVA's format, see `LlavaFileDataset`.
         folder (`str`, *optional*): A folder of images of one's own, see `FolderDataset`.
         category (`str`, *optional*, defaults to `"image_captioning"`): Task category of data of one's own.
         shapes_world (`dict`, *optional*): Questions about procedural scenes, see `ShapesWorldArguments`.
@@ -239,7 +240,8 @@ def _check_own(kind: str, path: Path, where: str) -> list[str]:
         return [] if path.is_dir() else [f"{where}.folder: there is no folder {path}"]
     if not path.is_file():
         return [f"{where}.file: there is no file {path}"]
-    return [] if path.suffix in (".jsonl", ".csv") else [f"{where}.file: {path.name} is neither of .jsonl, .csv"]
+    known = (".jsonl", ".csv", ".json")
+    return [] if path.suffix in known else [f"{where}.file: {path.name} is neither of {', '.join(known)}"]
 
 
 def check_shapes_world(section: Any, where: str) -> list[str]:
@@ -301,9 +303,13 @@ def _open_rows(name: str, part: PartArguments, instructions: Instructions) -> An
     rows: Any
     if part.shapes_world is not None:
         return open_shapes_world(ShapesWorldArguments(**part.shapes_world))
-    if part.file is not None:
+    if part.file is not None and not part.file.endswith(".json"):
         return RowFileDataset(part.file, part.image_root)
-    if part.folder is not None:
+    if part.file is not None:
+        from ..data.sources.llava_files import LlavaFileDataset
+
+        rows = LlavaFileDataset(part.file, part.image_root, name, part.max_bad_rows)
+    elif part.folder is not None:
         from ..data.folder import FolderDataset
 
         rows = FolderDataset(part.folder, part.category, name)

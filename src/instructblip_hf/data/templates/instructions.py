@@ -20,14 +20,15 @@ from ...utils.caption_text import clean_caption
 from ..answers import CHOICES, choose_answer, draw_index
 from ..image_groups import peek
 from ..schema import SLOTS, Example
+from .llava_scienceqa import llava_scienceqa
 from .loading import TaskTemplates, load_templates
 from .wording import SLOT_NAMES, Template, slot_texts
 
 
-FORMS = ("instruction", "plain", "identifier", "prefix")
+FORMS = ("instruction", "plain", "identifier", "prefix", "llava_scienceqa")
 """A template's wording; the paper's multitask ablation (section 3.4) without instructions, or with
 ``[Task:Dataset]`` in front instead of them; or for captions their own first words, which BLIP-2's second stage gives to a
-sequence-to-sequence language model (arXiv 2301.12597, section 3.3)."""
+sequence-to-sequence language model (arXiv 2301.12597, section 3.3); or ScienceQA as LLaVA puts it, answer and all."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ class Instructions:
 
     def _prompt_and_completion(self, example: Example, row: int, epoch: int) -> tuple[str, str]:
         category, dataset = example["category"], example["dataset"]
+        if self.form == "llava_scienceqa":
+            kept = {slot: value for slot, value in example.items() if slot not in self.without}
+            return llava_scienceqa(kept)  # type: ignore[arg-type]
         task = self._task(category)
         texts = self._texts(example)
         with_options = (
