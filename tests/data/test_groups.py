@@ -184,7 +184,10 @@ class TestByLength:
     @pytest.mark.parametrize("world", [1, 2])
     def test_modalities_are_kept_apart(self, group, world):
         """Of a window at most one batch over all processes holds both, and draws stay those of the window."""
-        datasets = {"a": rows_of(40, 4, "a"), "b": [{**row, "images": []} for row in rows_of(23, 4, "b")]}
+        datasets = {"a": rows_of(40, 4, "a"), "b": rows_of(23, 4, "b")}
+        # As long as rows with an image, so that length alone does not keep them apart.
+        texts = [{**row, "images": [], "prompt": row["prompt"] + "x" * IMAGE_CHARACTERS} for row in datasets["b"]]
+        datasets["b"] = texts
         options = {"group_by_length": 4, "group_by_image": group}
         mixed = {}
         for by_modality in (False, True):
@@ -203,7 +206,7 @@ class TestByLength:
                 assert sorted(numbers[start : start + 128]) == list(range(start, start + 128))
             mixed[by_modality] = windows
         assert mixed[True].max() <= 1
-        assert mixed[False].min() > 1
+        assert mixed[False].mean() > 3
         whole = mixture_of(datasets, group_by_modality=True, **options)
         assert pickle.loads(pickle.dumps(whole)).fingerprint() == whole.fingerprint()
         assert whole.fingerprint() != mixture_of(datasets, **options).fingerprint()
