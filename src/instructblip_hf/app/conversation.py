@@ -97,7 +97,12 @@ class Conversation:
         """
         turn = self.turn(question)
         inputs = self.inputs([*self.messages, turn])
-        options = {**self.sampling, "num_beams": 1, "max_new_tokens": self._room(inputs)}
+        options = {
+            **self.processor.generation_options(),
+            **self.sampling,
+            "num_beams": 1,
+            "max_new_tokens": self._room(inputs),
+        }
         generate = functools.partial(self.model.generate, **inputs, return_full_text=False)
         answer = ""
         try:
@@ -131,7 +136,7 @@ class Conversation:
         ).to(self.model.device, self.model.dtype)
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self.processor.decode(ids, skip_special_tokens=True)
+        text: str = self.processor.answers([ids])[0]
         return text
 
     def _room(self, inputs: Any) -> int:

@@ -47,10 +47,9 @@ def answer(
             return_tensors="pt",
             **padding_options(loaded),
         ).to(loaded.model.device, loaded.model.dtype)
-        ids = loaded.model.generate(**inputs, return_full_text=False, **generate_options)
-        texts = loaded.processor.batch_decode(ids, skip_special_tokens=True)
-        for question, text in zip(batch, texts):
-            yield question, text.strip()
+        options = {**loaded.processor.generation_options(), **generate_options}
+        ids = loaded.model.generate(**inputs, return_full_text=False, **options)
+        yield from zip(batch, loaded.processor.answers(ids))
 
 
 def padding_options(loaded: LoadedModel) -> dict[str, Any]:

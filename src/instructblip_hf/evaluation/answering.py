@@ -83,8 +83,9 @@ class TaskModel:
         ]
 
     def _generate(self, inputs: Any) -> list[dict[str, Any]]:
-        ids = self.model.generate(**inputs, return_full_text=False, **self.options)
-        return [{"prediction": text.strip()} for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+        options = {**self.processor.generation_options(), **self.options}
+        ids = self.model.generate(**inputs, return_full_text=False, **options)
+        return [{"prediction": text} for text in self.processor.answers(ids)]
 
     def _rank(self, inputs: Any, examples: Sequence[Example], prompts: Sequence[str]) -> list[dict[str, Any]]:
         candidates = [candidates_of(self.task, example, self.train_answers) for example in examples]

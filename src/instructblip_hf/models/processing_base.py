@@ -572,6 +572,27 @@ class VisionLanguageProcessor(ProcessorMixin):
         texts = self.decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs) if len(sequences) else []
         return [texts] if isinstance(texts, str) else texts
 
+    @property
+    def stop_strings(self) -> list[str]:
+        """Text that ends an answer in place of the end token, for ``generate``; for most processors there is none."""
+        return []
+
+    def generation_options(self) -> dict[str, Any]:
+        """What ``model.generate`` needs to stop where an answer ends; empty where the end token ends it."""
+        stop_strings = self.stop_strings
+        return {"stop_strings": stop_strings, "tokenizer": self.tokenizer} if stop_strings else {}
+
+    def answers(self, sequences: Any) -> list[str]:
+        """Answers out of completions: without special tokens, what ends an answer, and white space around it.
+
+        Args:
+            sequences (`torch.LongTensor`): Shape (batch, tokens), of ``generate`` with ``return_full_text=False``.
+        """
+        texts = self.batch_decode(sequences, skip_special_tokens=True)
+        for ending in self.stop_strings:
+            texts = [text.partition(ending)[0] for text in texts]
+        return [text.strip() for text in texts]
+
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:

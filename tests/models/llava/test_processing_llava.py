@@ -175,3 +175,28 @@ def test_a_question_is_worded_by_the_chat_template():
     assert processor.user_turn("What?", images=2) == "[<image>|<image>|What?]>"
     assert processor.user_turn("What is <image>?") == "[What is <image>|?]>"
     assert processor.user_turn("Hello", images=0) == "[Hello]>"
+
+
+@pytest.mark.parametrize(("template", "ending"), [("v0", "###"), ("llava_v0", "###"), ("v1", None), ("plain", "\n")])
+def test_generation_stops_where_training_ends_an_answer(template, ending):
+    processor = build(LlavaProcessor, "gpt2", chat_template=template)
+    assert processor.stop_strings == ([ending] if ending else [])
+    ids = processor.tokenizer(f"A red circle{ending or ''} Human: And", add_special_tokens=False)["input_ids"]
+    expected = "A red circle" if ending else "A red circle Human: And"
+    assert processor.answers([ids, ids[:2]])[0] == expected
+    options = processor.generation_options()
+    assert bool(options) == bool(ending)
+    if ending:
+        # A model that would say the whole of it stops right behind the ending.
+        model = stock_llava(text_config={**stock_llava().config.text_config.to_dict(), "vocab_size": len(processor.tokenizer)})
+        told = iter([*ids, *ids])
+
+        class Says(transformers.LogitsProcessor):
+            def __call__(self, input_ids, scores):
+                scores[:] = -1e9
+                scores[:, next(told)] = 0
+                return scores
+
+        tokens = model.generate(torch.tensor([[1, 5]]), logits_processor=[Says()], max_new_tokens=40, **options)
+        assert processor.answers(tokens[:, 2:]) == ["A red circle"]
+        assert tokens.shape[1] - 2 < len(ids)
