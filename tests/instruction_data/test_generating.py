@@ -321,11 +321,16 @@ def test_the_command(tmp_path, run_command):
         assert dry.exit_code == 0
         assert "requests    9, of which 0 are answered already" in dry.output
         assert server.bodies == []
-        done = run_command(*arguments, *prices, "--images", "detail=2")
+        fields = ["--request", "reasoning_effort=low", "--request", "top_k=5"]
+        done = run_command(*arguments, *prices, *fields, "--images", "detail=2", "--no-temperature")
         assert done.exit_code == 0
         assert "cost        $0.0128 in all" in done.output  # 8 x (100 x 10 + 20 x 30) / 1e6
         assert len(server.bodies) == 8
-        stopped = run_command(*arguments, *prices, "--max-cost", "0.0129", "--concurrency", "1")
+        for body in server.bodies:
+            assert (body["reasoning_effort"], body["top_k"]) == ("low", 5)
+            assert "temperature" not in body
+        same = ["--no-temperature", *fields]
+        stopped = run_command(*arguments, *prices, *same, "--max-cost", "0.0129", "--concurrency", "1")
         assert stopped.exit_code == 1
         assert "not kept    budget 1" in stopped.output
     with ChatServer(lambda body, count: status(401, b"who are you?")) as server:
@@ -337,6 +342,7 @@ def test_the_command(tmp_path, run_command):
         (["--images", "detail"], "TYPE=N"),
         (["--api-key-variable", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
         (["--max-cost", "1"], "prices"),
+        (["--request", "low"], "KEY=VALUE"),
         (["--contexts", "a.jsonl"], "needs --captions"),
         (["--prompts", str(tmp_path)], "has none of"),
         (["--local", "folder"], "not both"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,12 +37,34 @@ TokensPerMinute = Annotated[int | None, typer.Option(min=1, help="Never more tha
 Timeout = Annotated[float, typer.Option(help="Seconds until a request is given up and repeated.")]
 Attempts = Annotated[int, typer.Option(min=1, help="How often a request is sent at most.")]
 MaxTokensField = Annotated[str, typer.Option(help="max_tokens, or max_completion_tokens for OpenAI's newer models.")]
+RequestFields = Annotated[
+    list[str] | None,
+    typer.Option("--request", metavar="KEY=VALUE", help="One more field of each request, as JSON. Can be repeated."),
+]
 PromptPrice = Annotated[float, typer.Option(min=0, help="US dollars for a million tokens that are sent.")]
 AnswerPrice = Annotated[float, typer.Option(min=0, help="US dollars for a million tokens that are answered.")]
 MaxCost = Annotated[float | None, typer.Option(help="Stop before more US dollars than this are spent.")]
 MaxTotalTokens = Annotated[int | None, typer.Option(min=1, help="Stop before more tokens than this are used.")]
 LocalBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Requests that --local answers at once.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it would cost, and leave.")]
+
+
+def request_fields(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Fields of requests; a value that is no JSON is a text.
+
+    Raises:
+        ValueError: If a pair has no key.
+    """
+    fields: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, is_pair, value = pair.partition("=")
+        if not (name and is_pair):
+            raise ValueError(f"--request {pair} must be KEY=VALUE")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
 
 
 def told(estimated: Estimate) -> list[str]:
@@ -91,4 +114,4 @@ def progress_bar(asker: Asker) -> Iterator[Callable[[int, int], None]]:
             raise
 
 
-__all__ = ["endpoint_errors", "progress_bar", "told"]
+__all__ = ["endpoint_errors", "progress_bar", "request_fields", "told"]

@@ -49,6 +49,7 @@ def generate_data(
     timeout: of.Timeout = 120.0,
     attempts: of.Attempts = 6,
     max_tokens_field: of.MaxTokensField = "max_tokens",
+    request: of.RequestFields = None,
     prompt_price: of.PromptPrice = 0.0,
     answer_price: of.AnswerPrice = 0.0,
     max_cost: of.MaxCost = None,
@@ -75,6 +76,7 @@ def generate_data(
             seed=seed,
             temperature=None if no_temperature else temperature,
             top_p=top_p,
+            extra=of.request_fields(request),
         )
         wanted = EndpointOptions(
             model=model,

@@ -45,6 +45,7 @@ def judge(
     timeout: of.Timeout = 120.0,
     attempts: of.Attempts = 6,
     max_tokens_field: of.MaxTokensField = "max_tokens",
+    request: of.RequestFields = None,
     prompt_price: of.PromptPrice = 0.0,
     answer_price: of.AnswerPrice = 0.0,
     max_cost: of.MaxCost = None,
@@ -62,7 +63,8 @@ def judge(
         from ..evaluation.judge.judging import judge as run_judge
         from ..evaluation.judge.prompting import messages_for, read_rules
 
-        options = JudgeOptions(order, ask_again, None if no_temperature else temperature, max_tokens)
+        sent = None if no_temperature else temperature
+        options = JudgeOptions(order, ask_again, sent, max_tokens, of.request_fields(request))
         wanted = EndpointOptions(
             model=model,
             base_url=endpoint,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class JudgeOptions:
         ask_again (`int`, *optional*, defaults to 0): How often another review is asked for where one cannot be read.
         temperature (`float`, *optional*, defaults to 0.2): The published one; `None` leaves it to the endpoint.
         max_tokens (`int`, *optional*, defaults to 1024): Longest review; the published one.
+        extra (`Mapping`, *optional*): More fields of each request to a server.
 
     Raises:
         ValueError: If one is out of its range.
@@ -48,6 +49,7 @@ class JudgeOptions:
     ask_again: int = 0
     temperature: float | None = 0.2
     max_tokens: int = 1024
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -58,7 +60,7 @@ class JudgeOptions:
 
     def chat_options(self) -> ChatOptions:
         """Options of the requests."""
-        return ChatOptions(self.max_tokens, self.temperature)
+        return ChatOptions(self.max_tokens, self.temperature, extra=self.extra)
 
 
 @dataclass
