@@ -7,7 +7,7 @@ import pytest
 from instructblip_hf.data.sources.datasets import CatalogDataset
 from instructblip_hf.evaluation.scoring import score
 from instructblip_hf.evaluation.servers import submission
-from instructblip_hf.evaluation.tasks import METRICS, TASKS
+from instructblip_hf.evaluation.tasks import LLAVA_TASKS, METRICS, TASKS
 
 
 def row(name, answers=(), **slots):
@@ -143,7 +143,7 @@ def test_rows_and_answers_belong_together():
 
 
 def test_every_metric_is_used():
-    assert {task.metric for task in TASKS.values()} == set(METRICS)
+    assert {task.metric for task in (*TASKS.values(), *LLAVA_TASKS.values())} == set(METRICS)
 
 
 SUBMISSIONS = {

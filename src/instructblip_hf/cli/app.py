@@ -10,6 +10,7 @@ import typer
 
 from .data import data_app
 from .errors import fail
+from .evaluate_scienceqa import evaluate_scienceqa
 from .generate_data import generate_data
 from .judge import judge
 
@@ -596,4 +597,5 @@ def convert(
 
 app.command(name="generate-data")(generate_data)
 app.command()(judge)
+app.command(name="evaluate-scienceqa")(evaluate_scienceqa)
 app.add_typer(data_app)

@@ -117,6 +117,34 @@ def stats(
         print(f"\npicture in {plot}")
 
 
+@data_app.command("scienceqa")
+def write_scienceqa(
+    root: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="With ScienceQA's problems.json and pid_splits.json.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON file to write.")],
+    split: Annotated[str, typer.Option(help="train, val or test; or those with an image, as train_image.")] = "train",
+    form: Annotated[
+        str, typer.Option(help="What is asked and what is answered: Question, Context, Multiple options, Lecture, ...")
+    ] = "QCM-LEA",
+) -> None:
+    """Write ScienceQA as LLaVA's training JSON: conversations with the lecture, the solution and the answer."""
+    from ..data.sources.datasets import CatalogDataset
+    from ..data.templates.scienceqa_forms import scienceqa_conversation
+    from ..utils.whole_files import write_whole
+
+    with user_errors():
+        problems = CatalogDataset("scienceqa", root, split)
+        rows = [scienceqa_conversation(problems.peek(place), form) for place in range(len(problems))]
+        if output.exists():
+            raise FileExistsError(f"{output} exists; choose another name")
+        write_whole(output, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    images = sum("image" in row for row in rows)
+    print(
+        f"{len(rows)} conversations in {output}, {images} with an image, relative to the folder of the split's images"
+    )
+
+
 def _aligned(table: list[list[str]]) -> list[str]:
     """Lines of a table whose first column is text and whose others are numbers."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]

@@ -15,10 +15,10 @@ from .tables import print_columns
 
 def show_tasks() -> None:
     """The tasks as a table: dataset and split, how answers are taken, metric, prompt."""
-    from ..evaluation.tasks import TASKS
+    from ..evaluation.tasks import LLAVA_TASKS, TASKS
 
     rows = [("task", "split", "answers", "metric", "prompt")]
-    for name, task in TASKS.items():
+    for name, task in {**TASKS, **LLAVA_TASKS}.items():
         metric = task.metric if task.server is None else f"server of {task.server}"
         rows.append((name, task.split, task.inference, metric, task.prompt.replace("\n", "\\n")))
     print_columns(rows)
@@ -60,9 +60,9 @@ def run_evaluate(
             )
     if int(os.environ.get("RANK", "0")) == 0:
         print(markdown_table(results_table(results)))
-        science = results["tasks"].get("scienceqa", {}).get("result")
-        if science is not None:
-            print(f"\nScienceQA\n\n{markdown_table(science_table(science))}")
+        for name, result in results["tasks"].items():
+            if result["metric"].startswith("scienceqa") and "result" in result:
+                print(f"\n{_SCIENCE.get(name, name)}\n\n{markdown_table(science_table(result['result']))}")
         print(f"\nanswers, results.json, {TABLE} and the plot are in {output}")
 
 
@@ -83,6 +83,7 @@ def task_names(text: str) -> list[str]:
 
 
 _ROLES = ("held-out", "held-in")
+_SCIENCE = {"scienceqa": "ScienceQA"}
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from string import Formatter, ascii_lowercase
 
 from ..data.schema import DialogTurn, Example
+from ..data.templates.scienceqa_forms import LETTERS, scienceqa_prompt
 from ..data.templates.wording import slot_texts
 from .tasks import EvalTask
 
@@ -79,6 +80,8 @@ def _slots(example: Example) -> dict[str, str]:
     """Texts by slot. Those that an example does not have are absent, or empty."""
     texts = slot_texts(example, MAX_OCR_TOKENS)
     texts["history"] = history_text(example.get("history", ()))
+    if example.get("question") and 0 < len(example.get("options", ())) <= len(LETTERS):
+        texts |= {form.lower(): scienceqa_prompt(example, form) for form in ("QCM", "CQM")}
     # Hundreds of candidate answers are no part of a prompt.
     if len(example.get("options", ())) > len(ascii_lowercase):
         texts.pop("options", None)

@@ -136,18 +136,26 @@ def _multiple_choice(ids: Any, examples: Any, records: Any, task: EvalTask) -> d
     return metrics.aokvqa_multiple_choice(_texts(records), choices, _correct_options(ids, examples), ids=ids)
 
 
+def scienceqa_columns(examples: Sequence[Example]) -> dict[str, Any]:
+    """What ScienceQA's table groups by, as arguments of `scienceqa_accuracy`."""
+    return {
+        "subjects": _whole_column(_facts(examples, "subject")),
+        "grades": _whole_column(_facts(examples, "grade")),
+        "has_text": [bool(example.get("context")) for example in examples],
+        "has_image": [bool(example["images"]) for example in examples],
+        "topics": _whole_column(_facts(examples, "topic")),
+    }
+
+
 def _scienceqa(ids: Any, examples: Any, records: Any, task: EvalTask) -> dict[str, Any]:
     chosen = [record["choice"] for record in records]
-    columns = {name: _whole_column(_facts(examples, name)) for name in ("subject", "grade", "topic")}
-    return metrics.scienceqa_accuracy(
-        chosen,
-        _correct_options(ids, examples),
-        columns["subject"],
-        columns["grade"],
-        [bool(example.get("context")) for example in examples],
-        [bool(example["images"]) for example in examples],
-        columns["topic"],
-    )
+    return metrics.scienceqa_accuracy(chosen, _correct_options(ids, examples), **scienceqa_columns(examples))
+
+
+def _scienceqa_letters(ids: Any, examples: Any, records: Any, task: EvalTask) -> dict[str, Any]:
+    counts = [len(example["options"]) for example in examples]
+    correct = _correct_options(ids, examples)
+    return metrics.scienceqa_letters(_texts(records), counts, correct, **scienceqa_columns(examples))
 
 
 def _roc_auc(ids: Any, examples: Any, records: Any, task: EvalTask) -> dict[str, Any]:
@@ -180,7 +188,8 @@ _RESULTS = {
     "ranking_scores": _ranking,
     "roc_auc": _roc_auc,
     "scienceqa_accuracy": _scienceqa,
+    "scienceqa_letters": _scienceqa_letters,
     "vqa_accuracy": _vqa,
 }
 
-__all__ = ["Score", "check_metric", "score"]
+__all__ = ["Score", "check_metric", "scienceqa_columns", "score"]

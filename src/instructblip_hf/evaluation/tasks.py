@@ -28,6 +28,7 @@ METRICS = MappingProxyType(
         "ranking_scores": "mrr",
         "roc_auc": "roc_auc",
         "scienceqa_accuracy": "accuracy",
+        "scienceqa_letters": "accuracy",
         "vqa_accuracy": "accuracy",
     }
 )
@@ -302,15 +303,37 @@ TASKS |= {
 """The protocol, by name of the task."""
 
 
+_LLAVA_SCIENCEQA = EvalTask(
+    "scienceqa",
+    "test",
+    "{qcm}",
+    "scienceqa_letters",
+    "LLaVA's docs/ScienceQA.md and llava/eval/model_vqa_science.py, which sample with temperature 0.2",
+    decoding=Decoding(1024, min_new_tokens=0, num_beams=1, repetition_penalty=1.0, length_penalty=(1.0, 1.0)),
+    unverified=("greedy decoding",),
+)
+LLAVA_TASKS: dict[str, EvalTask] = {
+    "scienceqa_llava": _LLAVA_SCIENCEQA,
+    "scienceqa_llava_1_5": replace(
+        _LLAVA_SCIENCEQA,
+        prompt="{cqm}\nAnswer with the option's letter from the given choices directly.",
+        source="LLaVA's scripts/v1_5/eval/sqa.sh",
+        unverified=(),
+    ),
+}
+"""What LLaVA's authors ask, by name of the task; no part of InstructBLIP's protocol, nor of its groups."""
+
+
 def eval_task(name: str) -> EvalTask:
     """The task of a name.
 
     Raises:
         KeyError: If there is none, naming those that exist.
     """
-    if name not in TASKS:
-        raise KeyError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
-    return TASKS[name]
+    known = {**TASKS, **LLAVA_TASKS}
+    if name not in known:
+        raise KeyError(f"there is no task {name!r}; there are {', '.join(known)}")
+    return known[name]
 
 
-__all__ = ["CAPTION", "METRICS", "SHORT_ANSWER", "TASKS", "Decoding", "EvalTask", "eval_task"]
+__all__ = ["CAPTION", "LLAVA_TASKS", "METRICS", "SHORT_ANSWER", "TASKS", "Decoding", "EvalTask", "eval_task"]

@@ -20,8 +20,8 @@ from ...utils.caption_text import clean_caption
 from ..answers import CHOICES, choose_answer, draw_index
 from ..image_groups import peek
 from ..schema import SLOTS, Example
-from .llava_scienceqa import llava_scienceqa
 from .loading import TaskTemplates, load_templates
+from .scienceqa_forms import llava_scienceqa
 from .wording import SLOT_NAMES, Template, slot_texts
 
 
@@ -114,7 +114,7 @@ class Instructions:
         category, dataset = example["category"], example["dataset"]
         if self.form == "llava_scienceqa":
             kept = {slot: value for slot, value in example.items() if slot not in self.without}
-            return llava_scienceqa(kept)  # type: ignore[arg-type]
+            return llava_scienceqa(kept)
         task = self._task(category)
         texts = self._texts(example)
         with_options = (

@@ -45,6 +45,7 @@ _PUBLIC_NAMES = {
     "roc_auc": "classification",
     "rouge_l_scores": "captions",
     "scienceqa_accuracy": "answers",
+    "scienceqa_letters": "letters",
     "tokenize_captions": "caption_tokenizers",
     "vqa_accuracy": "vqa",
     "vqa_scores": "vqa",
