@@ -46,7 +46,8 @@ def test_without_hint_reasons_and_image():
         "id": "7",
         "conversations": [
             {"from": "human", "value": "Which is magnetic?\nContext: N/A\nOptions: (A) iron (B) wood"},
-            {"from": "gpt", "value": "The answer is B."},
+            # Of three blanks that follow each other LLaVA's converter leaves two, and takes one off with "Answer: ".
+            {"from": "gpt", "value": " The answer is B."},
         ],
     }
 
