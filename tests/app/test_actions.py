@@ -7,8 +7,16 @@ from PIL import Image
 from instructblip_hf import query_attention
 from instructblip_hf.app.actions import MEAN_OVER_LAYERS, Actions
 from instructblip_hf.app.looks import looks_html
+from tiny_llava import tiny_llava, tiny_llava_processor
 from tiny_models import our_blip_2
 from tiny_shapes import tiny_model, tiny_processor
+
+
+QFORMER = {
+    "projector_type": "qformer",
+    "num_query_tokens": 3,
+    "qformer_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+}
 
 
 @pytest.fixture
@@ -68,6 +76,14 @@ def test_layers_are_those_with_cross_attention():
     blip_2 = Actions(model, tiny_processor())
     assert blip_2.layers == [MEAN_OVER_LAYERS, "layer 0", "layer 2", "layer 4"]
     assert not blip_2.reads_instruction
+
+
+def test_a_connector_without_queries_has_no_looks(image):
+    llava = Actions(tiny_llava().eval(), tiny_llava_processor(), max_new_tokens=2)
+    assert not llava.can_look
+    assert list(llava.answer("what ?", image, []))
+    assert set(llava.rank("what ?", "red,blue", image)) == {"red", "blue"}
+    assert Actions(tiny_llava(**QFORMER).eval(), tiny_llava_processor(num_query_tokens=3)).can_look
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from instructblip_hf import Blip2ForConditionalGeneration, Blip2Processor
 from instructblip_hf.app.conversation import Conversation
 from instructblip_hf.app.streaming import settled, stream_text
 from tiny_blip_2 import save_stages
+from tiny_llava import tiny_llava, tiny_llava_processor
 from tiny_shapes import tiny_model, tiny_processor
 
 
@@ -24,8 +25,11 @@ def sequence_to_sequence():
     return tiny_model("seq2seq").eval(), tiny_processor()
 
 
-@pytest.fixture(params=["causal", "seq2seq", "blip-2"])
+@pytest.fixture(params=["causal", "seq2seq", "blip-2", "llava", "llava v1"])
 def model_and_processor(request, tmp_path):
+    if "llava" in request.param:
+        options = {"chat_template": "v1"} if "v1" in request.param else {}
+        return tiny_llava().eval(), tiny_llava_processor(**options)
     if request.param == "blip-2":
         folder = save_stages(tmp_path)["second_stage"]
         return Blip2ForConditionalGeneration.from_pretrained(folder), Blip2Processor.from_pretrained(folder)
@@ -159,6 +163,15 @@ def test_characters_of_several_tokens_appear_whole():
     text = "a\nßß 語語 é"
     seen = list(stream_text(speak(text.encode()), lambda ids: bytes(ids).decode(errors="replace")))
     assert seen == [text[:end] for end in range(1, len(text) + 1)]
+
+
+def test_the_beginning_of_an_ending_is_not_shown():
+    def decode(ids):
+        return bytes(ids).decode().partition("###")[0]
+
+    seen = list(stream_text(speak(b"a # b##c###"), decode, ["###"]))
+    assert seen == ["a", "a ", "a # b"[:4], "a # b", "a # b##c"]
+    assert list(stream_text(speak(b"a#"), decode, ["###"])) == ["a", "a#"]
 
 
 def test_half_a_character_at_the_end_is_shown_as_decoding_shows_it():

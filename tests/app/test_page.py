@@ -21,6 +21,7 @@ from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipPr
 from instructblip_hf.app.actions import Actions
 from instructblip_hf.app.page import build_page, serve
 from instructblip_hf.cli.chat_page import drawn_content
+from tiny_llava import tiny_llava, tiny_llava_processor
 
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[browser-test]'")
@@ -226,15 +227,10 @@ def test_the_command_serves_it_until_ctrl_c(tmp_path):
     assert "Traceback" not in errors
 
 
-def test_a_model_without_a_q_former_says_so(chromium, parts, tmp_path):
-    model, processor = parts
-    without = torch.nn.Module()  # of the model, the page asks here for its Q-Former alone
-    actions = Actions(model, processor)
-    actions.model = without
-    shown = build_page(actions, drawn_content("model", tmp_path))
-    address = serve(shown)
+def test_a_model_without_a_q_former_says_so(chromium, tmp_path):
+    shown = build_page(Actions(tiny_llava().eval(), tiny_llava_processor()), drawn_content("llava", tmp_path))
     page = chromium.new_page()
-    page.goto(address)
+    page.goto(serve(shown))
     page.get_by_role("tab", name="Where it looks").click()
     page.get_by_text("This model has no Q-Former").wait_for()
     assert page.locator("#look").count() == 0

@@ -13,6 +13,7 @@ import pytest
 from instructblip_hf import InstructBlipForConditionalGeneration, InstructBlipProcessor
 from instructblip_hf.cli import chat
 from tiny_blip_2 import save_stages
+from tiny_llava import save_tiny_llava
 
 
 def expected(folder, turns, tokens=3):
@@ -52,8 +53,9 @@ def test_the_bundled_model_leans_on_earlier_turns(run):
     assert "bundled tiny model" in result.stderr
 
 
-def test_a_second_stage_talks_too(run, images, tmp_path):
-    folder = save_stages(tmp_path)["second_stage"]
+@pytest.mark.parametrize("family", ["blip-2", "llava"])
+def test_other_families_talk_too(run, images, tmp_path, family):
+    folder = save_stages(tmp_path)["second_stage"] if family == "blip-2" else save_tiny_llava(tmp_path / "llava")
     result = run("chat", "a.png", "-m", folder, "--max-new-tokens", 3, input="what ?\nand ?\n")
     assert result.exit_code == 0, result.output
     assert len(result.stdout.splitlines()) == 2

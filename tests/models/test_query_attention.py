@@ -18,6 +18,7 @@ from instructblip_hf import (
     query_attention,
 )
 from instructblip_hf.models.query_attention import patch_grid, qformer_of, reads_instruction
+from tiny_llava import tiny_llava, tiny_llava_processor
 from tiny_shapes import tiny_model, tiny_processor
 
 
@@ -112,6 +113,20 @@ def test_a_first_stage_looks_without_an_instruction():
     maps = [query_attention(model, processor, EXAMPLE, text).maps for text in ("", "what color ?")]
     assert torch.equal(*maps)
     assert maps[0].shape[0] == model.config.num_query_tokens
+
+
+def test_a_q_former_as_llavas_connector_looks_at_patches_alone():
+    """LLaVA hands the patches on without the class token."""
+    qformer = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = tiny_llava(projector_type="qformer", num_query_tokens=3, qformer_config=qformer).eval()
+    found = query_attention(model, tiny_llava_processor(num_query_tokens=3), SCENE, "what ?")
+    assert found.maps.shape == (3, 4, 4)
+    assert found.others.shape == (3, 0)
+    model.set_attn_implementation("eager")
+    inputs = tiny_llava_processor(num_query_tokens=3)(images=SCENE, return_tensors="pt")
+    outputs = model.get_image_features(**inputs, output_attentions=True).qformer_outputs
+    expected = torch.stack([layer[0].mean(0) for layer in outputs.cross_attentions]).mean(0)
+    assert torch.allclose(found.maps.flatten(1), expected, atol=1e-6)
 
 
 def test_what_cannot_be_looked_at_is_named():

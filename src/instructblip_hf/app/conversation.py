@@ -106,7 +106,7 @@ class Conversation:
         generate = functools.partial(self.model.generate, **inputs, return_full_text=False)
         answer = ""
         try:
-            for text in stream_text(generate, self._decode, **options):
+            for text in stream_text(generate, self._decode, self.processor.stop_strings, **options):
                 answer = text.strip()
                 yield answer
         except Exception:

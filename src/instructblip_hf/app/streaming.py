@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -53,7 +53,10 @@ class StopWhenTold(StoppingCriteria):
 
 
 def stream_text(
-    generate: Callable[..., Any], decode: Callable[[list[int]], str], **generate_options: Any
+    generate: Callable[..., Any],
+    decode: Callable[[list[int]], str],
+    endings: Sequence[str] = (),
+    **generate_options: Any,
 ) -> Generator[str, None, None]:
     """The text of an answer so far, whenever more of it has been generated.
 
@@ -62,10 +65,12 @@ def stream_text(
     Args:
         generate (`Callable`): A model's ``generate`` with its inputs; for one sample and one beam.
         decode (`Callable`): Text of token ids.
+        endings (`Sequence[str]`, *optional*): Text that `decode` takes off as the end of an answer; of one that has begun,
+            nothing is shown before it is known to be none.
         generate_options: For ``generate``.
 
     Yields:
-        `str`: All of the answer so far, without an incomplete character at its end.
+        `str`: All of the answer so far, without an incomplete character at its end. The last is the whole answer.
 
     Raises:
         Exception: What ``generate`` raises.
@@ -80,7 +85,7 @@ def stream_text(
         try:
             while (news := tokens.arrived.get()) is not None:
                 ids += news
-                text = decode(ids).rstrip("\ufffd")
+                text = _without_begun(decode(ids).rstrip("\ufffd"), endings)
                 if text != shown:
                     shown = text
                     yield text
@@ -89,6 +94,13 @@ def stream_text(
                 yield text
         finally:
             told.set()
+
+
+def _without_begun(text: str, endings: Sequence[str]) -> str:
+    lengths = (
+        length for ending in endings for length in range(len(ending) - 1, 0, -1) if text.endswith(ending[:length])
+    )
+    return text[: len(text) - max(lengths, default=0)]
 
 
 def settled(text: str) -> str:
