@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -117,6 +118,9 @@ def test_logits_loss_and_gradients(pair, name, attn_implementation):
 @pytest.mark.parametrize("name", [name for name in BATCHES if name != "right padding"])
 def test_generated_tokens(pair, name, how):
     _, stock, ours = pair
+    takes_encoded_images = "mm_encoder_outputs" in inspect.signature(type(stock).forward).parameters
+    if name == "several images" and how == "beam" and not takes_encoded_images:
+        pytest.skip("early stock 5.x repeats images, not rows of images, for beams and mixes them up")
     tokens = []
     for model in (stock, ours):
         torch.manual_seed(7)

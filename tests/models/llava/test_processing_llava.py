@@ -188,7 +188,9 @@ def test_generation_stops_where_training_ends_an_answer(template, ending):
     assert bool(options) == bool(ending)
     if ending:
         # A model that would say the whole of it stops right behind the ending.
-        model = stock_llava(text_config={**stock_llava().config.text_config.to_dict(), "vocab_size": len(processor.tokenizer)})
+        model = stock_llava(
+            text_config={**stock_llava().config.text_config.to_dict(), "vocab_size": len(processor.tokenizer)}
+        )
         told = iter([*ids, *ids])
 
         class Says(transformers.LogitsProcessor):
