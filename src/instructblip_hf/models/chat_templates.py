@@ -195,7 +195,7 @@ def find_chat_template(name_or_template: str) -> str:
     )
 
 
-def end_of_answer(chat_template: str, **special_tokens: Any) -> str:
+def end_of_answer(chat_template: str, **special_tokens: Any) -> str | None:
     """What a template teaches a model to write after an answer, which is where `generate` has to stop.
 
     Args:
@@ -205,12 +205,15 @@ def end_of_answer(chat_template: str, **special_tokens: Any) -> str:
 
     Returns:
         `str`: The end token, or text such as ``###``; without the white space around it, unless there is nothing else.
-
-    Raises:
-        ValueError: If the template marks no answer, or nothing after it.
+        `None` where the template marks no answer, or nothing after it.
     """
     question, answer = "question", "answer"
-    probe = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    probe = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", question), ("assistant", answer))
+    ]
+    if "generation" not in find_chat_template(chat_template):
+        return None
     rendered: Any = render_jinja_template(
         conversations=[probe],
         chat_template=find_chat_template(chat_template),
@@ -220,9 +223,7 @@ def end_of_answer(chat_template: str, **special_tokens: Any) -> str:
     texts, spans = rendered
     learnt = texts[0][slice(*spans[0][-1])] if spans[0] else ""
     ending = learnt.rpartition(answer)[2] if answer in learnt else ""
-    if not ending:
-        raise ValueError("the chat template marks nothing after an answer with {% generation %}, so nothing ends it")
-    return ending.strip() or ending
+    return ending.strip() or ending or None
 
 
 __all__ = ["CHAT_TEMPLATES", "end_of_answer", "find_chat_template"]

@@ -177,6 +177,28 @@ def test_a_question_is_worded_by_the_chat_template():
     assert processor.user_turn("Hello", images=0) == "[Hello]>"
 
 
+# In the form of the published folders': a blank behind an answer, and no end token.
+PUBLISHED = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}"
+    "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template", [PUBLISHED, PUBLISHED.replace("{% generation %}", "").replace("{% endgeneration %}", "")]
+)
+def test_templates_that_do_not_tell_what_ends_an_answer(template):
+    """A blank ends nothing: the end token does, which is not written."""
+    processor = build(LlavaProcessor, chat_template=template)
+    assert processor.stop_strings == []
+    assert processor.generation_options() == {}
+    assert processor.user_turn("What?") == "USER: <image>\nWhat? ASSISTANT:"
+
+
 @pytest.mark.parametrize(("template", "ending"), [("v0", "###"), ("llava_v0", "###"), ("v1", None), ("plain", "\n")])
 def test_generation_stops_where_training_ends_an_answer(template, ending):
     processor = build(LlavaProcessor, "gpt2", chat_template=template)

@@ -104,13 +104,13 @@ class LlavaProcessor(VisionLanguageProcessor):
     def stop_strings(self) -> list[str]:
         """Text that ends an answer where the chat template has no end token for it, for ``model.generate``.
 
-        ``###`` of the template `v0`, a line break of `plain`; empty where the tokenizer's end token ends answers.
+        ``###`` of the template `v0`, a line break of `plain`; empty where the tokenizer's end token ends answers, and where
+        the template does not tell, like that of the published folders, which writes a blank behind an answer.
         """
-        template = self._find_chat_template(None)
-        if "generation" not in template:
-            return []
-        end = end_of_answer(template, eos_token=self.tokenizer.eos_token, image_token=self.image_token)
-        return [] if end == self.tokenizer.eos_token else [end]
+        end_token = self.tokenizer.eos_token
+        end = end_of_answer(self._find_chat_template(None), eos_token=end_token, image_token=self.image_token)
+        told = end is not None and end_token not in end and (end.strip() or "\n" in end)
+        return [end] if end is not None and told else []
 
     def _encode_rows(self, examples: Sequence[Mapping[str, Any]], **options: Any) -> TrainingRows:
         """Tokens and labels of rows, tokenised as a whole."""
