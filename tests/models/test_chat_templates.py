@@ -5,18 +5,15 @@
 token in `test_conversation_rows.py`.
 """
 
-import json
-from pathlib import Path
-
 import pytest
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from instructblip_hf.models.chat import normalize_conversation
 from instructblip_hf.models.chat_templates import CHAT_TEMPLATES, end_of_answer, find_chat_template
+from tiny_llava import RECORDED
 
 
-RECORDED = json.loads((Path(__file__).parent / "llava_rows.json").read_text(encoding="utf-8"))
 ROLES = {"human": "user", "gpt": "assistant"}
 IMAGE = {"type": "image"}
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

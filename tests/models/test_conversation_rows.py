@@ -11,46 +11,31 @@ image) and the runs of labels that are not -100; ``dropped`` where LLaVA printed
 
 from __future__ import annotations
 
-import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import BlipImageProcessorPil, PreTrainedTokenizerFast
+from transformers import BlipImageProcessorPil
 
 from instructblip_hf.models.chat_templates import CHAT_TEMPLATES, end_of_answer
 from instructblip_hf.models.instructblip import InstructBlipProcessor
 from instructblip_hf.models.llava import LlavaProcessor
+from tiny_llava import RECORDED, recorded_tokenizer
 from tiny_tokenizers import qformer_tokenizer
 
 
-RECORDED = json.loads((Path(__file__).parent / "llava_rows.json").read_text(encoding="utf-8"))
 ROLES = {"human": "user", "gpt": "assistant"}
 IMAGE, IGNORED = -200, -100
 QUERIES = 3
 
 
-def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
-    backend = Tokenizer.from_str(
-        json.dumps(
-            {"version": "1.0", "truncation": None, "padding": None, "model": RECORDED["model"]}
-            | RECORDED["tokenizers"][kind]
-        )
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
-    )
-
-
 def processor(template: str | None, kind: str = "legacy") -> LlavaProcessor:
     # LLaVA tokenised between images; a tokenizer that marks every beginning does so anyway.
     images = BlipImageProcessorPil(size={"height": 14, "width": 14})
-    tokenizer = tokenizer_of(kind)
+    tokenizer = recorded_tokenizer(kind)
     return LlavaProcessor(
         images, tokenizer, chat_template=template, num_query_tokens=QUERIES, split_at_images=kind == "first"
     )
@@ -301,7 +286,7 @@ def test_limits_of_prompt_and_answer(template, caplog):
 def test_a_limit_of_the_whole_row_is_for_rows_tokenised_as_a_whole():
     ours = InstructBlipProcessor(
         BlipImageProcessorPil(size={"height": 14, "width": 14}),
-        tokenizer_of("first"),
+        recorded_tokenizer("first"),
         qformer_tokenizer(),
         num_query_tokens=QUERIES,
     )

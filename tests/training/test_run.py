@@ -20,8 +20,11 @@ from instructblip_hf.training import (
     shipped_recipes,
 )
 from instructblip_hf.training.adapters import load_adapter
+from instructblip_hf.training.arguments import ModelArguments
+from instructblip_hf.training.run import load_model
 from official_formats import write_dataset
 from tiny_blip_2 import save_stages
+from tiny_llava import save_conversations, save_llava_parts
 from tiny_shapes import save_tiny_checkpoint, tiny_model
 
 
@@ -73,11 +76,41 @@ def datasets(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory):
+    """Parts of a LLaVA, the whole of it, its two kinds of connector, and conversations."""
+    folder = tmp_path_factory.mktemp("llava")
+    found = save_llava_parts(folder)
+    for kind in ("linear", "mlp"):
+        chosen = {"vision": str(found["vision"]), "text": str(found["text"]), "projector_type": kind}
+        load_model(ModelArguments(parts=chosen))[0].save_projector(folder / kind)
+        found[kind] = folder / kind
+    return {**found, "rows": save_conversations(folder / "data")}
+
+
+def llava_changes(content, model, llava):
+    rows = llava["rows"].with_name("captions.json") if model.get("chat_template") == "plain" else llava["rows"]
+    changes = ["training.gradient_checkpointing=false"]
+    if "path" in model:
+        changes.append(f"model.path={llava['llava']}")
+    else:
+        changes += [f"model.parts.{name}={llava[name]}" for name in ("vision", "text")]
+    if "projector" in model:
+        changes.append(f"model.projector={llava[model['parts']['projector_type']]}")
+    for name, part in content["train"]["mixture"]["datasets"].items():
+        where = f"data.train.mixture.datasets.{name}"
+        if "file" in part:
+            changes += [f"{where}.file={rows}", f"{where}.image_root={rows.parent / 'images'}"]
+    return changes
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, parts, datasets, tmp_path):
+def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, parts, llava, datasets, tmp_path):
     content, model = read_recipe(path).content["data"], read_recipe(path).content["model"]
     changes = [*SMALL]
-    if model.get("parts"):
+    if path.stem.startswith("llava"):
+        changes += llava_changes(content, model, llava)
+    elif model.get("parts"):
         texts = {"opt": "opt", "flant5": "seq2seq", "vicuna": "causal"}
         folders = {**parts, "text": parts[next((texts[name] for name in texts if name in path.stem), "opt")]}
         changes += [f"model.parts.{name}={folders[name]}" for name in model["parts"] if name in folders]
@@ -89,7 +122,8 @@ def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, parts, datasets
     else:
         changes.append(f"model.path={seq2seq_checkpoint if 't5' in path.stem else checkpoint}")
     if "mixture" in content["train"]:
-        changes += [f"data.train.mixture.root={datasets}", "training.per_device_train_batch_size=32"]
+        changes.append("training.per_device_train_batch_size=32")
+        changes += [f"data.train.mixture.root={datasets}"] if "root" in content["train"]["mixture"] else []
     if "mixture" in (content.get("evaluation") or ()):
         changes.append("data.evaluation.mixture.draws=3")
     elif "shapes_world" in (content.get("evaluation") or ()):
@@ -110,7 +144,9 @@ def test_every_recipe_runs(path, checkpoint, seq2seq_checkpoint, parts, datasets
     assert type(saved) is type(run.trainer.model)
     if recipe.model.image_size is not None:
         assert saved.config.vision_config.image_size == recipe.model.image_size
-    if path.stem.startswith("blip2"):
+    is_first_stage = recipe.freezing.preset == "llava-stage1"
+    assert (result.output_dir / "projector" / "projector_config.json").is_file() is is_first_stage
+    if path.stem.startswith(("blip2", "llava")):
         return
     assert saved.config.qformer_config.use_qformer_text_input is recipe.model.qformer_instruction
 

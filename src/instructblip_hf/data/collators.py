@@ -19,6 +19,7 @@ class VisionLanguageCollator:
             Whether the language model is sequence-to-sequence, as ``model.config.is_encoder_decoder`` says.
         max_prompt_length (`int`, *optional*): Most tokens before the last answer, placeholders included.
         max_completion_length (`int`, *optional*): Most tokens of the last answer, end token included.
+        max_length (`int`, *optional*): Most tokens of a whole row, for processors that tokenise rows as a whole.
         pad_to_multiple_of (`int`, *optional*): Pads rows to such a length.
         return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
         share_images (`bool`, *optional*, defaults to `False`):
@@ -33,6 +34,7 @@ class VisionLanguageCollator:
     is_encoder_decoder: bool = False
     max_prompt_length: int | None = None
     max_completion_length: int | None = None
+    max_length: int | None = None
     pad_to_multiple_of: int | None = None
     return_tensors: str = "pt"
     share_images: bool = False
@@ -48,6 +50,7 @@ class VisionLanguageCollator:
             is_encoder_decoder=self.is_encoder_decoder,
             max_prompt_length=self.max_prompt_length,
             max_completion_length=self.max_completion_length,
+            max_length=self.max_length,
             pad_to_multiple_of=self.pad_to_multiple_of,
             return_tensors=self.return_tensors,
             share_images=self.share_images,

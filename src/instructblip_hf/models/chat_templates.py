@@ -14,8 +14,6 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 
 _CONTENT = """\
 {%- set marker = image_token if image_token is defined else '<image>' -%}
@@ -207,6 +205,9 @@ def end_of_answer(chat_template: str, **special_tokens: Any) -> str | None:
         `str`: The end token, or text such as ``###``; without the white space around it, unless there is nothing else.
         `None` where the template marks no answer, or nothing after it.
     """
+    # Recipes check their templates before transformers is loaded.
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     question, answer = "question", "answer"
     probe = [
         {"role": role, "content": [{"type": "text", "text": text}]}

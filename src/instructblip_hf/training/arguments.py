@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 _HEADS = ("embeddings", "vision_projection", "text_projection", "itm_head", "temp", "cls")
 
-COMPONENTS = ("vision_model", "query_tokens", "qformer", "language_projection", "language_model", *_HEADS)
-"""Top-level components of the models in this package, in the order data flows through them, and of BLIP-2's first
-stage."""
+COMPONENTS = (
+    *("vision_model", "query_tokens", "qformer", "language_projection", "language_model"),
+    *("vision_tower", "multi_modal_projector"),
+    *_HEADS,
+)
+"""Top-level components of the models in this package, in the order data flows through them, LLaVA's own, and those of
+BLIP-2's first stage."""
+
+PROJECTORS = ("mlp", "linear", "qformer")
+"""What LLaVA's connector may be."""
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -235,7 +242,7 @@ class PartsArguments:
 
     Each part is a folder (relative to the recipe) or a Hub id, and which are given says what is made of them:
     ``vision`` and ``bert`` begin BLIP-2's first stage, ``first_stage`` and ``text`` its second, ``first_stage`` and
-    ``second_stage`` instruction tuning, or finetuning with the question in the Q-Former.
+    ``second_stage`` instruction tuning, or finetuning with the question in the Q-Former, ``vision`` and ``text`` LLaVA.
 
     Args:
         vision (`str`, *optional*): A vision tower, or a model that has one.
@@ -243,9 +250,10 @@ class PartsArguments:
         first_stage (`str`, *optional*): A model of BLIP-2's first stage.
         second_stage (`str`, *optional*): A model of its second stage.
         text (`str`, *optional*): A language model with its tokenizer.
-        num_query_tokens (`int`, *optional*, defaults to 32): Queries of a first stage.
+        num_query_tokens (`int`, *optional*, defaults to 32): Queries of a first stage, or of LLaVA's Q-Former.
         end_token (`str`, *optional*):
             What ends captions in a second stage, one token of the language model; its end token by default.
+        projector_type (`str`, *optional*, defaults to `"mlp"`): LLaVA's connector, one of `PROJECTORS`; it is new.
 
     Raises:
         ValueError: For another choice of parts, or an option that does not belong to it.
@@ -258,6 +266,7 @@ class PartsArguments:
     text: str | None = field(default=None, metadata={"help": "A language model with its tokenizer."})
     num_query_tokens: int = field(default=32, metadata={"help": "Queries of a first stage."})
     end_token: str | None = field(default=None, metadata={"help": "What ends captions in a second stage."})
+    projector_type: str = field(default="mlp", metadata={"help": f"LLaVA's connector: {', '.join(PROJECTORS)}."})
 
     def __post_init__(self) -> None:
         if self.names not in PART_CHOICES:
@@ -267,15 +276,28 @@ class PartsArguments:
             raise ValueError(f"num_query_tokens is {self.num_query_tokens}; it must be at least 1")
         if self.end_token is not None and "text" not in self.names:
             raise ValueError("end_token is given without text: it is a token of the language model")
+        if self.is_llava and self.end_token is not None:
+            raise ValueError(
+                "end_token is for BLIP-2's second stage; with LLaVA the chat template says what ends an answer"
+            )
+        if self.projector_type not in PROJECTORS:
+            raise ValueError(f"projector_type is {self.projector_type!r}; allowed are: {', '.join(PROJECTORS)}")
+        if not self.is_llava and self.projector_type != "mlp":
+            raise ValueError("projector_type is LLaVA's, which is made of vision and text")
 
     @property
     def names(self) -> tuple[str, ...]:
         """The parts that are given."""
         return tuple(name for name in PART_NAMES if getattr(self, name) is not None)
 
+    @property
+    def is_llava(self) -> bool:
+        """Whether a LLaVA is made of them."""
+        return self.names == ("vision", "text")
+
 
 PART_NAMES = ("vision", "bert", "first_stage", "second_stage", "text")
-PART_CHOICES = (("vision", "bert"), ("first_stage", "text"), ("first_stage", "second_stage"))
+PART_CHOICES = (("vision", "bert"), ("first_stage", "text"), ("first_stage", "second_stage"), ("vision", "text"))
 
 
 @dataclass(frozen=True)
@@ -326,9 +348,16 @@ class ModelArguments:
             text are left out of a checkpoint that has them.
         quantization (`str`, *optional*):
             One of `QUANTIZATIONS`: the language model is loaded in 4 or 8 bits (QLoRA) and needs LoRA to train.
+        projector (`str`, *optional*):
+            Folder of a connector that LLaVA's first stage wrote (relative to the recipe), in place of the model's.
+        chat_template (`str`, *optional*):
+            Name of one of `instructblip_hf.models.chat_templates.CHAT_TEMPLATES` or a Jinja template, in place of the
+            processor's; saved with the model.
+        pad_images (`bool`, *optional*, defaults to `False`):
+            Whether LLaVA's images are padded to squares with the mean colour, as in LLaVA 1.5, rather than cropped.
 
     Raises:
-        ValueError: If there is neither a path nor parts, or both, or a component or dtype is unknown.
+        ValueError: If there is neither a path nor parts, or both, or a component, dtype or template is unknown.
     """
 
     path: str | None = field(default=None, metadata={"help": "Folder, name of a bundled checkpoint, or Hub id."})
@@ -350,7 +379,15 @@ class ModelArguments:
         default=None, metadata={"help": f"Bits of the language model, {' or '.join(QUANTIZATIONS)}; for LoRA on top."}
     )
 
+    projector: str | None = field(default=None, metadata={"help": "Folder of a connector of LLaVA's first stage."})
+    chat_template: str | None = field(default=None, metadata={"help": "Name of a chat template, or a template."})
+    pad_images: bool = field(default=False, metadata={"help": "Whether LLaVA's images are padded to squares."})
+
     def __post_init__(self) -> None:
+        if self.chat_template is not None:
+            from ..models.chat_templates import find_chat_template
+
+            find_chat_template(self.chat_template)
         if self.parts is None and not self.path:
             raise ValueError("path is empty; give a folder, a bundled checkpoint's name or a Hub id, or parts")
         if self.parts is not None:
@@ -388,13 +425,15 @@ class DataArguments:
 
     Args:
         train (`str` or `dict`):
-            A ``.jsonl`` or ``.csv`` file (relative to the recipe), ``{mixture: {...}}`` with the arguments of
+            A ``.jsonl``, ``.csv`` or LLaVA's ``.json`` file (relative to the recipe), ``{mixture: {...}}`` with the arguments of
             `MixtureArguments`, or ``{shapes_world: {...}}`` with those of `ShapesWorldArguments`.
         evaluation (`str` or `dict`, *optional*): The same, for the evaluation loss.
         image_root (`str`, *optional*):
             Folder that image paths in files are relative to, and may not leave. Defaults to each file's folder.
         max_prompt_length (`int`, *optional*): Most tokens before the last answer, placeholders included.
         max_completion_length (`int`, *optional*): Most tokens of the last answer, end token included.
+        max_length (`int`, *optional*):
+            Most tokens of a whole row, which is cut at its end; for LLaVA, whose rows are tokenised as a whole.
         image_features (`str`, *optional*):
             Folder for features of the frozen vision tower, computed once an image. Relative to where the command runs.
         image_features_dtype (`str`, *optional*):
@@ -415,6 +454,7 @@ class DataArguments:
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Most tokens before the last answer."})
     max_completion_length: int | None = field(default=None, metadata={"help": "Most tokens of the last answer."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a whole row, for LLaVA."})
     image_features: str | None = field(default=None, metadata={"help": "Folder for features of the vision tower."})
     image_features_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16."})
     skip_bad_rows: int = field(default=0, metadata={"help": "How many unreadable rows may be left out in training."})
@@ -438,7 +478,7 @@ class DataArguments:
             raise ValueError("image_features is empty; give a folder")
         if self.skip_bad_rows < 0:
             raise ValueError(f"skip_bad_rows is {self.skip_bad_rows}; it must be at least 0")
-        for name in ("max_prompt_length", "max_completion_length"):
+        for name in ("max_prompt_length", "max_completion_length", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")

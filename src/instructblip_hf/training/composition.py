@@ -12,6 +12,7 @@ from ..models.blip_2 import Blip2ForPreTraining, Blip2Processor
 from ..models.composition import load_vision_tower
 from ..models.families import FAMILIES, family_of
 from ..models.instructblip import InstructBlipProcessor
+from ..models.llava import LlavaForConditionalGeneration, LlavaProcessor
 from ..models.stages import start_instruction_tuning, start_second_stage
 from .arguments import PartsArguments
 
@@ -41,6 +42,8 @@ def compose(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
     """
     if parts.names == ("vision", "bert"):
         return _first_stage(parts, dtype)
+    if parts.is_llava:
+        return _llava(parts, dtype)
     model: Any
     first_processor: Any = Blip2Processor.from_pretrained(str(parts.first_stage))
     if parts.text is not None:
@@ -85,6 +88,38 @@ def _first_stage(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
     processor = Blip2Processor(image_processor, tokenizer, num_query_tokens=parts.num_query_tokens)
     model = Blip2ForPreTraining.from_vision_bert_pretrained(
         vision, parts.bert, num_query_tokens=parts.num_query_tokens, processor=processor
+    )
+    return _cast(model, dtype), processor
+
+
+def _llava(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
+    vision: Any = load_vision_tower(str(parts.vision), dtype=dtype)
+    # LLaVA leaves out CLIP's class token; SigLIP has none to leave out.
+    has_class_token = any(name.endswith(("class_embedding", "cls_token")) for name, _ in vision.named_parameters())
+    strategy = "default" if has_class_token else "full"
+    image_processor = _image_processor_of(str(parts.vision), vision)
+    tokenizer = AutoTokenizer.from_pretrained(parts.text, padding_side="left")
+    if tokenizer.pad_token is None:
+        # As LLaVA does, where there is one; otherwise a new token.
+        tokenizer.add_special_tokens({"pad_token": tokenizer.unk_token or PAD_TOKEN})
+    is_qformer = parts.projector_type == "qformer"
+    queries = parts.num_query_tokens if is_qformer else None
+    processor = LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=vision.config.patch_size,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(has_class_token),
+        num_query_tokens=queries,
+    )
+    model = LlavaForConditionalGeneration.from_vision_text_pretrained(
+        vision,
+        str(parts.text),
+        projector_type=parts.projector_type,
+        num_query_tokens=queries,
+        processor=processor,
+        vision_feature_select_strategy=strategy,
+        text_kwargs={"dtype": dtype},
     )
     return _cast(model, dtype), processor
 

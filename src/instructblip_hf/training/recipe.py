@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-DATA_FILE_SUFFIXES = (".jsonl", ".csv")
+DATA_FILE_SUFFIXES = (".jsonl", ".csv", ".json")
 
 _NOT_IN_RECIPES = {
     "remove_unused_columns": "may not be set: rows hold images and text, which only the collator can read",
@@ -105,7 +105,8 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     Args:
         recipe (`str` or `Path`): A YAML file, or the name of one of `shipped_recipes`.
         overrides (`Sequence[str]`, *optional*): Changes to it, like ``training.max_steps=10``; values are YAML.
-        data_files (`bool`, *optional*, defaults to `True`): Whether the files of a mixture have to be there.
+        data_files (`bool`, *optional*, defaults to `True`):
+            Whether the files of a mixture, and a connector, have to be there.
 
     Returns:
         `Recipe`: With every value checked and every file present.
@@ -129,7 +130,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), data_files: b
     else:
         model, found = build(ModelArguments, model_section, "model")
     problems += found
-    model_path, found = _resolve_model(written.get("model"), path.parent)
+    model_path, found = _resolve_model(written.get("model"), path.parent, data_files)
     problems += found
     first_stage = None
     if "first_stage" in content:
@@ -247,9 +248,23 @@ def _one_line(error: Exception) -> str:
     return re.sub(r"\s+", " ", str(error)).strip()
 
 
-def _resolve_model(section: Any, base: Path) -> tuple[dict[str, Any], list[str]]:
-    """The model's path or parts as they are to be loaded, and what is wrong with them. Wrong types are another's to
-    report."""
+def _resolve_model(section: Any, base: Path, files: bool) -> tuple[dict[str, Any], list[str]]:
+    """The model's path or parts, and its connector, as they are to be loaded, and what is wrong with them. Wrong types are
+    another's to report."""
+    resolved, problems = _resolve_source(section, base)
+    projector = section.get("projector") if isinstance(section, dict) else None
+    if isinstance(projector, str):
+        folder = folder_of(projector, base) / Path(projector).expanduser()
+        resolved["projector"] = str(folder.resolve())
+        if files and not (folder / "projector_config.json").is_file():
+            problems.append(
+                f"model.projector: {folder} holds no connector (no projector_config.json); name yours with "
+                "--set model.projector=FOLDER"
+            )
+    return resolved, problems
+
+
+def _resolve_source(section: Any, base: Path) -> tuple[dict[str, Any], list[str]]:
     if isinstance(section, dict) and isinstance(section.get("parts"), dict):
         return _resolve_parts(section["parts"], base)
     name = section.get("path") if isinstance(section, dict) else None

@@ -17,8 +17,12 @@ from ..data.jsonl import RowFileDataset
 from ..data.mixture import MixtureDataset
 from ..data.mixture_report import markdown_table, mixture_table
 from ..data.procedural import ShapesWorldDataset
+from ..data.sources.datasets import open_images
+from ..data.sources.llava_files import LlavaFileDataset
 from ..data.streaming import StreamMixture
+from ..data.templates import InstructionDataset, Instructions
 from ..models.blip_2 import Blip2ForConditionalGeneration, Blip2ForPreTraining, Blip2Processor, PreTrainingOptions
+from ..models.chat_templates import find_chat_template
 from ..models.families import family_of
 from ..models.instructblip import load_without_instruction
 from ..models.vision_towers.resizing import resize_images
@@ -32,6 +36,7 @@ from .initialization import reinitialize
 from .mixture import MixtureArguments, check_same_mixture, open_mixture
 from .mixture_parts import open_shapes_world
 from .precision import cast_frozen
+from .projectors import pad_images, save_trained_projector, use_projector
 from .pushing import check_push
 from .quantization import keep_weights_as_loaded, quantization_config
 from .recipe import Recipe
@@ -87,6 +92,7 @@ class RecipeRun:
             self.trainer.save_model()
         finally:
             self.trainer.args.push_to_hub = pushes
+        save_trained_projector(self.trainer, self.output_dir)
         self.trainer.save_state()
         self.trainer.save_metrics("train", outcome.metrics, combined=False)
         eval_metrics: dict[str, float] = {}
@@ -223,6 +229,7 @@ def _collator_of(
         is_encoder_decoder=model.config.is_encoder_decoder,
         max_prompt_length=recipe.data.max_prompt_length,
         max_completion_length=recipe.data.max_completion_length,
+        max_length=recipe.data.max_length,
         # Crops of an image are images of their own.
         share_images=args.n_gpu <= 1 and augmentation is None,
         image_inputs=image_inputs,
@@ -275,6 +282,12 @@ def load_model(arguments: ModelArguments, compute_dtype: torch.dtype = torch.flo
     keep_weights_as_loaded(model)
     if arguments.reinitialize:
         reinitialize(model, arguments.reinitialize, seed=arguments.reinitialize_seed)
+    if arguments.projector is not None:
+        use_projector(model, arguments.projector)
+    if arguments.pad_images:
+        pad_images(model, processor)
+    if arguments.chat_template is not None:
+        processor.chat_template = find_chat_template(arguments.chat_template)
     return model, processor
 
 
@@ -308,12 +321,15 @@ def _load_whole(arguments: ModelArguments, dtype: Any, compute_dtype: torch.dtyp
 
 def open_dataset(
     source: str | dict[str, Any], arguments: DataArguments, draws: int | None = None
-) -> RowFileDataset | ShapesWorldDataset | MixtureDataset | StreamMixture:
+) -> RowFileDataset | InstructionDataset | ShapesWorldDataset | MixtureDataset | StreamMixture:
     """The rows that ``data.train`` or ``data.evaluation`` names; of a mixture for training, `draws` of them.
 
     Raises:
-        FileNotFoundError, ValueError: As `RowFileDataset`, `ShapesWorld` and `open_mixture` raise them.
+        FileNotFoundError, ValueError: As `RowFileDataset`, `LlavaFileDataset`, `ShapesWorld` and `open_mixture` raise them.
     """
+    if isinstance(source, str) and source.endswith(".json"):
+        examples: Any = LlavaFileDataset(source, arguments.image_root)
+        return InstructionDataset(examples, Instructions(), open_images)
     if isinstance(source, str):
         return RowFileDataset(source, image_root=arguments.image_root)
     if "mixture" in source:
