@@ -225,6 +225,11 @@ class Blip2ForImageTextRetrieval(StrictLoadingMixin, PreTrainedModel):
             # As LAVIS draws them; equal queries would stay equal for ever.
             init.normal_(self.query_tokens, std=self.config.qformer_config.initializer_range)
 
+    @property
+    def image_tower(self) -> Any:
+        """The vision tower, by the name that it has in all families."""
+        return self.vision_model
+
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
 
