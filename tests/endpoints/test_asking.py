@@ -160,6 +160,33 @@ def test_nothing_but_failures_end_it():
     assert len(server.bodies) <= 23
 
 
+def test_failures_between_answers_do_not_end_it():
+    def behave(body, count):
+        return status(400) if int(body["messages"][-1]["content"].split()[-1]) % 2 else echo(body, count)
+
+    with ChatServer(behave) as server:
+        found = texts(asker(server, concurrency=1).ask(requests(60)))
+    assert found.count("refused") == 30
+
+
+def test_a_limit_of_the_server_holds_back_all_requests():
+    seen = []
+
+    def behave(body, count):
+        seen.append(time.monotonic())
+        if len(seen) == 4:
+            return status(429, Retry_After="0.6")
+        time.sleep(0.05)
+        return echo(body, count)
+
+    with ChatServer(behave) as server:
+        assert texts(asker(server).ask(requests(40))) == [f"to question {number}" for number in range(40)]
+    limited = seen[3]
+    # What the other two threads had begun is let through.
+    assert not [moment for moment in seen if limited + 0.2 < moment < limited + 0.6]
+    assert len([moment for moment in seen if moment >= limited + 0.6]) > 20
+
+
 def test_a_long_wait_that_is_asked_for_is_kept():
     seen = []
 
@@ -241,15 +268,22 @@ def test_half_a_line_is_cut_off_and_other_damage_named(tmp_path):
 
 
 def test_a_disk_that_is_full_ends_it(tmp_path, monkeypatch):
-    def full(stream, data):
-        raise OSError(28, "No space left on device")
+    write, room = os.write, [400]
+
+    def nearly_full(stream, data):
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        written = write(stream, data[: room[0]])
+        room[0] -= written
+        return written
 
     with ChatServer(echo) as server, AnswerCache(tmp_path) as cache:
-        monkeypatch.setattr(os, "write", full)
+        monkeypatch.setattr(os, "write", nearly_full)
         with pytest.raises(OSError, match="No space left"):
             list(asker(server, cache).ask(requests(100)))
         monkeypatch.undo()
-    assert cache.file.read_bytes() == b""
+    assert cache.file.read_bytes().count(b"\n") == 2
+    assert cache.file.read_bytes().endswith(b"}\n")
 
 
 @pytest.mark.parametrize("limit", [{"max_cost": 1.0}, {"max_tokens": 1000}])
@@ -269,8 +303,10 @@ def test_the_budget_is_not_gone_over_and_nearly_used(tmp_path, limit):
                 found = list(asking.ask(requests(200, max_tokens=40)))
                 assert cache.spent.prompt + cache.spent.completion <= 1000
                 assert asking.budget.cost <= 1.0
+                # Requests wait for those under way, and do not end it while these may leave room.
+                assert cache.spent.prompt + cache.spent.completion >= 1000 - 40 - 10 - 8 * 2
     spent = sum(10 + lengths[int(body["messages"][-1]["content"].split()[-1])] for body in server.answered)
-    assert 1000 - 40 - 10 - 8 * 2 <= spent <= 1000
+    assert spent <= 1000
     assert {outcome.reason for _, outcome in found if isinstance(outcome, ChatFailure)} == {"budget"}
     assert sum(isinstance(outcome, ChatAnswer) for _, outcome in found) == len(server.answered)
 
@@ -335,6 +371,17 @@ def test_no_minute_has_more_than_the_limits(limits):
     limit.pause(5)
     limit.enter(1, clock)
     assert clock.now == before + 105
+
+
+def test_an_answer_that_comes_late_changes_nothing_of_the_minute():
+    clock = Clock()
+    limit = RateLimit(tokens_per_minute=10, clock=clock)
+    late = limit.enter(10, clock)
+    clock.now = 70
+    limit.enter(6, clock)
+    limit.correct(late, 0)
+    limit.enter(5, clock)
+    assert clock.now == 130
 
 
 def test_a_request_above_the_limit_goes_alone():

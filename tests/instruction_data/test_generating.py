@@ -211,6 +211,18 @@ def test_rejects_are_reported_and_asked_again(tmp_path):
     assert again["complete"]
 
 
+def test_what_has_no_answer_is_not_asked_for_another_one(tmp_path):
+    def behave(body, count):
+        return status(400, b"no dogs") if asked_of(body)[1] == 7 else well_behaved(body, count)
+
+    with ChatServer(behave) as server:
+        report = run(server, tmp_path / "out", 3, types=("detail",), ask_again=3)
+        assert len(server.bodies) == 3
+    assert not report["complete"]
+    (record,) = lines_of(tmp_path / "out" / "rejected.jsonl")
+    assert (record["reason"], record["detail"]) == ("refused", "status 400: no dogs")
+
+
 def test_questions_asked_twice_about_an_image_are_left_out(tmp_path):
     def behave(body, count):
         kind, number = asked_of(body)
@@ -233,6 +245,8 @@ def test_fewer_images_of_a_type(tmp_path):
     few, more = (rows_of(tmp_path / name / "detail.json") for name in "ab")
     assert (len(few), len(more)) == (5, 8)
     assert all(row in more for row in few)
+    drawn = [int(row["id"]) - 7 for row in few]
+    assert drawn == sorted(drawn) != list(range(5))  # by hash, in the order of the images
     assert len(rows_of(tmp_path / "a" / "conversation.json")) == 2
 
 
@@ -333,6 +347,10 @@ def test_the_command(tmp_path, run_command):
         stopped = run_command(*arguments, *prices, *same, "--max-cost", "0.0129", "--concurrency", "1")
         assert stopped.exit_code == 1
         assert "not kept    budget 1" in stopped.output
+    with ChatServer(lambda body, count: Reply(text="") if count == 0 else well_behaved(body, count)) as server:
+        again = run_command(*command(server, tmp_path / "again", coco, "--ask-again", "1")[3:])
+        assert "answers     18, of which 18 were asked for now" in again.output
+        assert len(rows_of(tmp_path / "again" / "llava_instruct.json")) == 9
     with ChatServer(lambda body, count: status(401, b"who are you?")) as server:
         refused = run_command(*command(server, tmp_path / "other", coco)[3:])
         assert refused.exit_code == 1
@@ -341,6 +359,7 @@ def test_the_command(tmp_path, run_command):
         (["--types", "poem"], "poem"),
         (["--images", "detail"], "TYPE=N"),
         (["--api-key-variable", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
+        (["--ask-again", "-1"], "ask-again"),
         (["--max-cost", "1"], "prices"),
         (["--request", "low"], "KEY=VALUE"),
         (["--contexts", "a.jsonl"], "needs --captions"),

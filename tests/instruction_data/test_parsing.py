@@ -132,6 +132,7 @@ def test_duplicates():
     assert (duplicates.rows, duplicates.turns) == (2, 2)
     described = [Turn("", "A dog.")]
     assert [duplicates.without(image, described) for image in "cdc"] == [described, described, []]
+    assert duplicates.without("c", [Turn("", "A cat.")]) == [Turn("", "A cat.")]
 
 
 def test_the_packages_prompts():
