@@ -151,11 +151,23 @@ def _read_messages(
         raise ValueError(f"{name}: {error}") from error
     text, learnt = texts[0], [tuple(span) for span in spans[0]]
     answers = [message["content"] for message in conversation if message["role"] == "assistant"]
-    starts = _answer_spans(text, learnt, ["".join(part["text"] for part in parts) for parts in answers], name)
+    starts = _answer_spans(text, learnt, [_answer_text(parts) for parts in answers], name)
+    ending = text[slice(*learnt[-1])].rpartition(_answer_text(answers[-1]))[2]
+    if not ending.strip() and "\n" not in ending:
+        raise ValueError(
+            f"{name}: the chat template marks nothing after an answer with {{% generation %}}, so that no end of an answer "
+            "would be learnt, as with those of published LLaVA folders: give the processor another one, like "
+            "chat_template='v1', or write the end token inside of the marks"
+        )
     if trained < len(answers):
         # What is marked before the first answer to be learnt belongs to what came before.
         learnt = learnt[starts[-trained] :]
     return _Row(name, images, instruction_of(conversation), text, learnt, learnt[-1][0])
+
+
+def _answer_text(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Words of an answer, as a template may trim them."""
+    return "".join(part["text"] for part in parts).strip()
 
 
 def _check_words(processor: Any, message: Mapping[str, Any], opener: str, name: str) -> None:

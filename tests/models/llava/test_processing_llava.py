@@ -224,3 +224,16 @@ def test_generation_stops_where_training_ends_an_answer(template, ending):
         tokens = model.generate(torch.tensor([[1, 5]]), logits_processor=[Says()], max_new_tokens=40, **options)
         assert processor.answers(tokens[:, 2:]) == ["A red circle"]
         assert tokens.shape[1] - 2 < len(ids)
+
+
+def test_templates_that_teach_no_end_are_refused_in_training():
+    row = {
+        "images": [picture()],
+        "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Red."}],
+    }
+    with pytest.raises(
+        ValueError, match=r"row 0: the chat template marks nothing after an answer.*chat_template='v1'"
+    ):
+        build(LlavaProcessor, chat_template=PUBLISHED).encode_examples([row])
+    labels = build(LlavaProcessor, chat_template="v1").encode_examples([row])["labels"]
+    assert labels[0, -1] == build(LlavaProcessor).tokenizer.eos_token_id
