@@ -269,6 +269,27 @@ def test_the_budget_stops_it_and_more_goes_on(tmp_path):
     assert report["cost"] == pytest.approx(120.0)
 
 
+def test_what_is_under_way_when_it_is_interrupted_is_kept(tmp_path):
+    """Ctrl-C between two outcomes, while three other requests are under way."""
+
+    def slow(body, count):
+        if asked_of(body)[1] > 7:
+            time.sleep(0.3)
+        return well_behaved(body, count)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    contexts = coco_contexts(*write_coco(tmp_path, 20))
+    with ChatServer(slow) as server:
+        with pytest.raises(KeyboardInterrupt), AnswerCache(tmp_path / "cache") as cache:
+            asker = Asker(OpenAiCompatible("gpt", server.url, concurrency=3), cache)
+            generate(contexts, tmp_path, asker, GenerationOptions(types=("detail",)), progress=interrupt)
+        assert 2 <= len(server.bodies) <= 4
+        with AnswerCache(tmp_path / "cache") as cache:
+            assert len(cache) == len(server.bodies) == len(server.answered)
+
+
 def test_an_estimate(tmp_path):
     contexts = coco_contexts(*write_coco(tmp_path, 3))
     with ChatServer(well_behaved) as server, AnswerCache(tmp_path / "cache") as cache:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from .budget import Budget, Tokens
@@ -72,8 +72,10 @@ class Asker:
         """Whether a request would cost nothing."""
         return self.cache is not None and self.key(request) in self.cache
 
-    def ask(self, requests: Iterable[ChatRequest]) -> Iterator[tuple[ChatRequest, Outcome]]:
+    def ask(self, requests: Iterable[ChatRequest]) -> Generator[tuple[ChatRequest, Outcome], None, None]:
         """Answers, or why there are none, in the order of the requests. Of equal requests under way one is sent.
+
+        Whoever may stop before the last outcome closes the generator (`contextlib.closing`), before the cache.
 
         Args:
             requests (`Iterable[ChatRequest]`): They are taken a few thousand ahead of the outcomes.

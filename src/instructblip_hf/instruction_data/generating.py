@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,14 +116,16 @@ class _Run:
         left = list(states)
         for sample in range(1 + self.options.ask_again):
             requests = (state.job.request(self.prompts, self.options, sample) for state in left)
-            for state, (_, outcome) in zip(left, self.asker.ask(requests)):
-                if isinstance(outcome, ChatFailure):
-                    state.failure = outcome
-                else:
-                    state.samples = sample + 1
-                    state.is_good = not isinstance(_parsed(state.job, outcome), str)
-                self.done += 1
-                self.progress(self.done, self.total)
+            # Closed whatever happens here, so that answers under way reach the cache while it is open.
+            with closing(self.asker.ask(requests)) as outcomes:
+                for state, (_, outcome) in zip(left, outcomes):
+                    if isinstance(outcome, ChatFailure):
+                        state.failure = outcome
+                    else:
+                        state.samples = sample + 1
+                        state.is_good = not isinstance(_parsed(state.job, outcome), str)
+                    self.done += 1
+                    self.progress(self.done, self.total)
             left = [state for state in left if not state.is_good and state.failure is None]
             if sample < self.options.ask_again:
                 self.total += len(left)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,12 @@ def judge(
     left, done, total = reviews, 0, len(reviews)
     for sample in range(1 + options.ask_again):
         requests = [review.request(rules, options, sample) for review in left]
-        for review, (_, outcome) in zip(left, asker.ask(requests)):
-            _take(review, outcome)
-            done += 1
-            if progress is not None:
-                progress(done, total)
+        with closing(asker.ask(requests)) as outcomes:
+            for review, (_, outcome) in zip(left, outcomes):
+                _take(review, outcome)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
         left = [one for one in left if one.verdict is None and not isinstance(one.outcome, ChatFailure)]
         total += len(left) if sample < options.ask_again else 0
     per_question = len(ORDERS[options.order])
