@@ -40,12 +40,12 @@ FILES = [
 ]
 
 
-def run(server, folder, count=4, concurrency=3, budget=None, **options):
+def run(server, folder, count=4, concurrency=3, budget=None, progress=None, **options):
     contexts = coco_contexts(*write_coco(folder.parent / f"coco-{count}", count))
     with AnswerCache(folder / "cache") as cache:
         endpoint = OpenAiCompatible("gpt", server.url, concurrency=concurrency, timeout=0.5)
         asker = Asker(endpoint, cache, budget, retries=RetryPolicy(4, 0.01, 0.02))
-        return generate(contexts, folder, asker, GenerationOptions(**options))
+        return generate(contexts, folder, asker, GenerationOptions(**options), progress=progress)
 
 
 def rows_of(file):
@@ -280,13 +280,11 @@ def test_what_is_under_way_when_it_is_interrupted_is_kept(tmp_path):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
-    contexts = coco_contexts(*write_coco(tmp_path, 20))
     with ChatServer(slow) as server:
-        with pytest.raises(KeyboardInterrupt), AnswerCache(tmp_path / "cache") as cache:
-            asker = Asker(OpenAiCompatible("gpt", server.url, concurrency=3), cache)
-            generate(contexts, tmp_path, asker, GenerationOptions(types=("detail",)), progress=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(server, tmp_path / "out", count=20, types=("detail",), progress=interrupt)
         assert 2 <= len(server.bodies) <= 4
-        with AnswerCache(tmp_path / "cache") as cache:
+        with AnswerCache(tmp_path / "out" / "cache") as cache:
             assert len(cache) == len(server.bodies) == len(server.answered)
 
 
