@@ -17,7 +17,7 @@ from .judge import judge
 
 app = typer.Typer(
     name="instructblip",
-    help="InstructBLIP: ask about images, see a trained model at work, train your own.",
+    help="InstructBLIP, BLIP-2 and LLaVA: ask about images, see a trained model at work, train your own.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Folder or Hub id of an InstructBLIP; the bundled tiny one by default."),
+    typer.Option("--model", "-m", help="Folder or Hub id of a model; the bundled tiny InstructBLIP by default."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; an accelerator if there is one by default.")]
@@ -53,7 +53,7 @@ def common(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """InstructBLIP: ask about images, see a trained model at work, train your own."""
+    """InstructBLIP, BLIP-2 and LLaVA: ask about images, see a trained model at work, train your own."""
 
 
 @app.command()
