@@ -209,6 +209,18 @@ def test_connectors_out_of_parts(kind, parts):
         assert model(**inputs).logits.isfinite().all()
 
 
+def test_parts_out_of_whole_models(parts):
+    """Of a model of this package the tower, or the language model with its tokenizer."""
+    source = LlavaForConditionalGeneration.from_pretrained(parts["llava"]).state_dict()
+    chosen = PartsArguments(vision=str(parts["llava"]), text=str(parts["llava"]), vision_feature_layer=-1)
+    model, processor = compose(chosen, torch.float32)
+    assert model.config.vision_feature_layer == -1
+    assert len(processor.tokenizer) == source["language_model.lm_head.weight"].shape[0]
+    for name, value in model.state_dict().items():
+        is_new = name.startswith("multi_modal_projector.") and name.endswith(".weight")
+        assert torch.equal(value, source[name]) is not is_new, name
+
+
 def test_images_that_are_padded(parts, tmp_path):
     _, processor = load_model(ModelArguments(path=str(parts["llava"]), pad_images=True))
     wide = torch.full((3, 14, 56), 255, dtype=torch.uint8).numpy()
@@ -229,6 +241,7 @@ def test_images_that_are_padded(parts, tmp_path):
         ({"parts": {"vision": "a/b", "text": "c/d", "projector_type": "mlp3"}}, "projector_type is 'mlp3'"),
         ({"parts": {"vision": "a/b", "text": "c/d", "end_token": "x"}}, "end_token is for BLIP-2's second stage"),
         ({"parts": {"vision": "a/b", "bert": "c/d", "projector_type": "linear"}}, "projector_type is LLaVA's"),
+        ({"parts": {"vision": "a/b", "bert": "c/d", "vision_feature_layer": -1}}, "vision_feature_layer is LLaVA's"),
     ],
 )
 def test_settings_that_do_not_fit(model, message, parts, rows, tmp_path):

@@ -249,11 +249,12 @@ class PartsArguments:
         bert (`str`, *optional*): A BERT with its language-model head and its tokenizer.
         first_stage (`str`, *optional*): A model of BLIP-2's first stage.
         second_stage (`str`, *optional*): A model of its second stage.
-        text (`str`, *optional*): A language model with its tokenizer.
+        text (`str`, *optional*): A language model with its tokenizer; for LLaVA also a model that has one.
         num_query_tokens (`int`, *optional*, defaults to 32): Queries of a first stage, or of LLaVA's Q-Former.
         end_token (`str`, *optional*):
             What ends captions in a second stage, one token of the language model; its end token by default.
         projector_type (`str`, *optional*, defaults to `"mlp"`): LLaVA's connector, one of `PROJECTORS`; it is new.
+        vision_feature_layer (`int`, *optional*, defaults to -2): Which states of the tower LLaVA reads; -1 is the last.
 
     Raises:
         ValueError: For another choice of parts, or an option that does not belong to it.
@@ -266,6 +267,7 @@ class PartsArguments:
     text: str | None = field(default=None, metadata={"help": "A language model with its tokenizer."})
     num_query_tokens: int = field(default=32, metadata={"help": "Queries of a first stage."})
     end_token: str | None = field(default=None, metadata={"help": "What ends captions in a second stage."})
+    vision_feature_layer: int = field(default=-2, metadata={"help": "Which states of the tower LLaVA reads."})
     projector_type: str = field(default="mlp", metadata={"help": f"LLaVA's connector: {', '.join(PROJECTORS)}."})
 
     def __post_init__(self) -> None:
@@ -282,8 +284,9 @@ class PartsArguments:
             )
         if self.projector_type not in PROJECTORS:
             raise ValueError(f"projector_type is {self.projector_type!r}; allowed are: {', '.join(PROJECTORS)}")
-        if not self.is_llava and self.projector_type != "mlp":
-            raise ValueError("projector_type is LLaVA's, which is made of vision and text")
+        for name, default in (("projector_type", "mlp"), ("vision_feature_layer", -2)):
+            if not self.is_llava and getattr(self, name) != default:
+                raise ValueError(f"{name} is LLaVA's, which is made of vision and text")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, BlipImageProcessorPil, PreTrainedConfig
 
 from ..models.blip_2 import Blip2ForPreTraining, Blip2Processor
-from ..models.composition import load_vision_tower
+from ..models.composition import load_language_model, load_vision_tower
 from ..models.families import FAMILIES, family_of
 from ..models.instructblip import InstructBlipProcessor
 from ..models.llava import LlavaForConditionalGeneration, LlavaProcessor
@@ -93,12 +93,17 @@ def _first_stage(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
 
 
 def _llava(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
-    vision: Any = load_vision_tower(str(parts.vision), dtype=dtype)
+    vision: Any
+    if PreTrainedConfig.get_config_dict(str(parts.vision))[0].get("model_type") == "llava":
+        # Transformers' towers do not find themselves under the name that LLaVA has for them.
+        vision = LlavaForConditionalGeneration.from_pretrained(str(parts.vision), dtype=dtype).vision_tower
+    else:
+        vision = load_vision_tower(str(parts.vision), dtype=dtype)
     # LLaVA leaves out CLIP's class token; SigLIP has none to leave out.
     has_class_token = any(name.endswith(("class_embedding", "cls_token")) for name, _ in vision.named_parameters())
     strategy = "default" if has_class_token else "full"
     image_processor = _image_processor_of(str(parts.vision), vision)
-    tokenizer = AutoTokenizer.from_pretrained(parts.text, padding_side="left")
+    text, tokenizer = _language_model_of(str(parts.text), dtype)
     if tokenizer.pad_token is None:
         # As LLaVA does, where there is one; otherwise a new token.
         tokenizer.add_special_tokens({"pad_token": tokenizer.unk_token or PAD_TOKEN})
@@ -114,14 +119,23 @@ def _llava(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
     )
     model = LlavaForConditionalGeneration.from_vision_text_pretrained(
         vision,
-        str(parts.text),
+        text,
         projector_type=parts.projector_type,
         num_query_tokens=queries,
         processor=processor,
+        vision_feature_layer=parts.vision_feature_layer,
         vision_feature_select_strategy=strategy,
-        text_kwargs={"dtype": dtype},
     )
     return _cast(model, dtype), processor
+
+
+def _language_model_of(source: str, dtype: Any) -> tuple[Any, Any]:
+    """A language model with its tokenizer, also out of a model of this package."""
+    if PreTrainedConfig.get_config_dict(source)[0].get("model_type") in FAMILIES:
+        family, model_class = family_of(source)
+        tokenizer = family.processor_class.from_pretrained(source).tokenizer
+        return model_class.from_pretrained(source, dtype=dtype).language_model, tokenizer
+    return load_language_model(source, dtype=dtype), AutoTokenizer.from_pretrained(source, padding_side="left")
 
 
 def _image_processor_of(source: str, vision: Any) -> Any:
