@@ -5,9 +5,12 @@ import logging
 
 import pytest
 from PIL import Image
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from instructblip_hf.data.jsonl import RowFileError
 from instructblip_hf.data.sources.llava_files import LlavaFileDataset
+from instructblip_hf.data.sources.llava_instruct import llava_messages
+from instructblip_hf.models.chat_templates import CHAT_TEMPLATES
 
 
 IMAGE = {"type": "image"}
@@ -52,6 +55,25 @@ PUBLISHED = {
         [text("Go on.")],
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "<image>\nWhat?",
+        "What?\n<image>",
+        "Here:\n<image>\nand <image>?",
+        "<image>\n<image>\nWhat?",
+        "A\n\nB\n<image>\n<image>",
+    ],
+)
+@pytest.mark.parametrize("name", ["v0", "v1", "llava_llama_2"])
+def test_templates_write_turns_as_they_are_in_the_file(name, value):
+    messages = llava_messages(turns(value, "a cat"), value.count("<image>"))
+    texts, _ = render_jinja_template(
+        conversations=[messages], chat_template=CHAT_TEMPLATES[name], bos_token="<s>", eos_token="</s>"
+    )
+    assert value in texts[0]
 
 
 def write(folder, rows, name="rows.json"):

@@ -54,7 +54,8 @@ def llava_examples(dataset: str) -> Callable[[Mapping[str, Any]], list[Example]]
 
 
 def llava_messages(conversations: Any, num_images: int) -> list[dict[str, Any]]:
-    """A conversation in TRL's form. Texts are untouched but for the image markers and the line break beside them.
+    """A conversation in TRL's form. Texts are untouched but for the image markers, and the line break between an image that
+    opens or closes a turn and the words.
 
     Args:
         conversations (`Sequence[Mapping]`): Turns with ``from`` ("human" or "gpt") and ``value``, in turns.
@@ -95,8 +96,9 @@ def _parts(value: str) -> list[dict[str, Any]]:
     for number, piece in enumerate(pieces):
         if number:
             parts.append({"type": "image"})
-            piece = piece.removeprefix("\n")
-        if number < len(pieces) - 1:
+            if not any(map(str.strip, pieces[:number])):
+                piece = piece.removeprefix("\n")
+        if number < len(pieces) - 1 and not any(map(str.strip, pieces[number + 1 :])):
             piece = piece.removesuffix("\n")
         if piece.strip():
             parts.append({"type": "text", "text": piece})
