@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from instructblip_hf.models.chat import normalize_conversation
 from instructblip_hf.models.chat_templates import CHAT_TEMPLATES, end_of_answer, find_chat_template
-from tiny_llava import RECORDED
+from tiny_llava_parts import RECORDED
 
 
 ROLES = {"human": "user", "gpt": "assistant"}

@@ -23,7 +23,7 @@ from transformers import BlipImageProcessorPil
 from instructblip_hf.models.chat_templates import CHAT_TEMPLATES, end_of_answer
 from instructblip_hf.models.instructblip import InstructBlipProcessor
 from instructblip_hf.models.llava import LlavaProcessor
-from tiny_llava import RECORDED, recorded_tokenizer
+from tiny_llava_parts import RECORDED, recorded_tokenizer
 from tiny_tokenizers import qformer_tokenizer
 
 

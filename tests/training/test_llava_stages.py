@@ -15,7 +15,7 @@ from instructblip_hf.training import RecipeError, load_recipe, prepare_run
 from instructblip_hf.training.arguments import ModelArguments, PartsArguments
 from instructblip_hf.training.composition import compose
 from instructblip_hf.training.run import load_model
-from tiny_llava import save_conversations, save_llava_parts
+from tiny_llava_parts import save_conversations, save_llava_parts
 from tiny_shapes import save_tiny_checkpoint
 
 

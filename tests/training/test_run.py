@@ -24,7 +24,7 @@ from instructblip_hf.training.arguments import ModelArguments
 from instructblip_hf.training.run import load_model
 from official_formats import write_dataset
 from tiny_blip_2 import save_stages
-from tiny_llava import save_conversations, save_llava_parts
+from tiny_llava_parts import save_conversations, save_llava_parts
 from tiny_shapes import save_tiny_checkpoint, tiny_model
 
 

@@ -17,7 +17,7 @@ from instructblip_hf.data.trl_rows import FORMS, trl_dataset, trl_row
 from instructblip_hf.training import apply_freezing
 from instructblip_hf.training.arguments import ModelArguments
 from instructblip_hf.training.run import load_model
-from tiny_llava import save_llava_parts
+from tiny_llava_parts import save_llava_parts
 
 
 pytest.importorskip("trl", minversion="1.15", reason="TRL needs Python 3.11")
