@@ -17,9 +17,9 @@ CSS = """
 .looks { display: flex; flex-direction: column; gap: 18px; }
 .looks h4 { margin: 0 0 6px 0; font-weight: 600; }
 .looks small { opacity: 0.7; font-weight: 400; }
-.looks .row { display: flex; gap: 14px; align-items: flex-start; }
+.looks .row { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
 .looks .row > img { width: 216px; border-radius: 6px; }
-.looks .queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)); gap: 6px; flex: 1; }
+.looks .queries { display: grid; grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)); gap: 6px; flex: 1 1 220px; }
 .looks figure { margin: 0; }
 .looks figure img { width: 100%; border-radius: 4px; }
 .looks figcaption { font-size: 11px; opacity: 0.7; text-align: center; line-height: 1.4; }

@@ -5,9 +5,11 @@ Nothing of it comes from elsewhere: no fonts, scripts or statistics, so that it 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,12 +155,22 @@ def serve(page: Any, host: str = "127.0.0.1", port: int | None = None, browser: 
     return str(address)
 
 
+# A browser that is sent every token of a quick model falls behind, and so does its stop button.
+_SECONDS_BETWEEN_UPDATES = 0.05
 # One visitor at a time: there is one model.
 _ALONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
 
 
+@dataclass(frozen=True)
+class _Talk:
+    """One visitor's turns, and the file of the image that they are about."""
+
+    image: str | None = None
+    turns: list[dict[str, Any]] = field(default_factory=list)
+
+
 def _build_chat(gr: Any, actions: Actions, content: PageContent, image: Any) -> None:
-    turns = gr.State([])
+    talk = gr.State(_Talk())
     chat = gr.Chatbot(
         height=400,
         show_label=False,
@@ -178,28 +190,36 @@ def _build_chat(gr: Any, actions: Actions, content: PageContent, image: Any) -> 
     gr.Examples([[text] for text in content.questions], question, label="For example")
     forget = gr.Button("Begin anew", size="sm", elem_id="forget")
 
-    def answer(asked: str, path: str | None, before: list[dict[str, Any]]) -> Iterator[Any]:
+    def answer(asked: str, path: str | None, talk: _Talk) -> Iterator[Any]:
+        before = talk.turns if talk.image == path else []
         pending = {"role": "user", "content": [{"type": "text", "text": asked}]}
-        yield gr.Textbox("", submit_btn=False, stop_btn=True), _shown([*before, pending]), before
+        yield gr.Textbox("", submit_btn=False, stop_btn=True), _shown([*before, pending]), _Talk(path, before)
+        now, sent, next_time = before, before, 0.0
         try:
-            for now in actions.answer(asked, path, before):
-                yield gr.skip(), _shown(now), now
+            with contextlib.closing(actions.answer(asked, path, before)) as states:
+                for now in states:
+                    if time.monotonic() >= next_time:
+                        sent, next_time = now, time.monotonic() + _SECONDS_BETWEEN_UPDATES
+                        yield gr.skip(), _shown(now), _Talk(path, now)
         except ValueError as error:
             gr.Warning(str(error), title="")
-            yield asked, _shown(before), before
+            yield asked, _shown(before), _Talk(path, before)
+            return
+        if sent is not now:
+            yield gr.skip(), _shown(now), _Talk(path, now)
 
     def ready() -> Any:
         return gr.Textbox(submit_btn=True, stop_btn=False)
 
-    asking = question.submit(
-        answer, [question, image, turns], [question, chat, turns], show_progress="hidden", **_ALONE
-    )
+    asking = question.submit(answer, [question, image, talk], [question, chat, talk], show_progress="hidden", **_ALONE)
     asking.then(ready, None, question, api_visibility="private")
     question.stop(ready, None, question, cancels=[asking], api_visibility="private")
-    for begin_anew in (forget.click, chat.clear, image.change):
+    for begin_anew in (forget.click, chat.clear):
         begin_anew(
-            lambda: ([], [], ready()), None, [chat, turns, question], cancels=[asking], api_visibility="private"
+            lambda: ([], _Talk(), ready()), None, [chat, talk, question], cancels=[asking], api_visibility="private"
         )
+    # In the browser alone, as what the server would say could come after the first words of the next answer.
+    image.change(None, None, chat, js="() => [[]]", api_visibility="private")
 
 
 def _build_ranking(gr: Any, actions: Actions, content: PageContent, image: Any) -> None:
@@ -211,7 +231,7 @@ def _build_ranking(gr: Any, actions: Actions, content: PageContent, image: Any) 
     inputs = [question, candidates, image]
     for act in (button.click, question.submit, candidates.submit):
         act(_telling(gr, actions.rank), inputs, ranking, **_ALONE)
-    image.change(lambda: None, None, ranking, api_visibility="private")
+    image.change(lambda: None, None, ranking, queue=False, api_visibility="private")
 
 
 def _build_looking(gr: Any, actions: Actions, content: PageContent, image: Any) -> None:
@@ -244,7 +264,7 @@ def _build_looking(gr: Any, actions: Actions, content: PageContent, image: Any) 
     inputs = [instructions, layer, image]
     for act in (button.click, layer.input):
         act(_telling(gr, show), inputs, pictures, **_ALONE)
-    image.change(lambda: "", None, pictures, api_visibility="private")
+    image.change(lambda: "", None, pictures, queue=False, api_visibility="private")
 
 
 def _telling(gr: Any, act: Callable[..., Any]) -> Callable[..., Any]:
