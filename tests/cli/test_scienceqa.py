@@ -1,6 +1,8 @@
 """`evaluate-scienceqa` and `data scienceqa`, on a copy in the official format."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +65,23 @@ def test_what_is_wrong_is_one_line(run, root, tmp_path, monkeypatch, options, me
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_example_is_joined_to_a_right_whole(run, tmp_path, monkeypatch):
+    script = Path(__file__).parents[2] / "examples" / "evaluation" / "scienceqa_with_gpt4.py"
+    monkeypatch.setattr("sys.argv", [str(script), str(tmp_path), "--count", "8"])
+    runpy.run_path(str(script), run_name="__main__")
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("answers", "gpt4", "judge")}
+    report = tmp_path / "report.json"
+    result = run(
+        *("evaluate-scienceqa", files["answers"], "--data-root", tmp_path, "--output", report),
+        *("--gpt4", files["gpt4"], "--judge", files["judge"]),
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(report.read_text())["with_gpt4"]
+    assert found["gpt4_failed"] == 4
+    assert found["model"]["by"]["context"]["image"]["accuracy"] == 1.0
+    assert found["complement"]["accuracy"] == found["judge"]["accuracy"] == 1.0
 
 
 def test_training_json_as_llava_reads_it(run, root, tmp_path):

@@ -1,5 +1,6 @@
 """Where the queries look: equal to the Q-Former's raw attentions read by hand, for several towers, and the patch grid."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,14 @@ def test_a_q_former_as_llavas_connector_looks_at_patches_alone():
     outputs = model.get_image_features(**inputs, output_attentions=True).qformer_outputs
     expected = torch.stack([layer[0].mean(0) for layer in outputs.cross_attentions]).mean(0)
     assert torch.allclose(found.maps.flatten(1), expected, atol=1e-6)
+
+
+def test_the_example_writes_a_picture(tmp_path, monkeypatch):
+    script = Path(EXAMPLE).parent / "query_attention.py"
+    picture = tmp_path / "looks.png"
+    monkeypatch.setattr("sys.argv", [str(script), EXAMPLE, "what color ?", "how many ?", "--output", str(picture)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert Image.open(picture).width > 2 * 336
 
 
 def test_what_cannot_be_looked_at_is_named():
