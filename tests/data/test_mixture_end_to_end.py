@@ -36,12 +36,22 @@ def test_every_row_of_every_dataset_can_be_worded(copies, name):
                 with pytest.raises(ValueError, match="form prefix is for captions"):
                     rows[0]
                 continue
+            if form == "llava_scienceqa" and name != "scienceqa":
+                # Messages are not worded; other questions with options and a right one would do as well.
+                if DATASETS[name].category != "llava_instruct" and "correct_option" not in examples[0]:
+                    with pytest.raises(ValueError, match="form llava_scienceqa is for questions with options"):
+                        rows[0]
+                continue
             for example, row in zip(examples, rows):
                 assert row["dataset"] == name
                 assert row["images"] or not example["images"]
                 if form == "prefix" and "messages" not in row:
                     whole = f"{row['prompt']} {row['completion']}".strip()
                     assert whole in [" ".join(answer.split()) for answer in example["answers"]]
+                elif form == "llava_scienceqa":
+                    letter = "ABCDE"[example["correct_option"]]
+                    assert row["completion"].endswith(f"The answer is {letter}.")
+                    assert example["question"] in row["prompt"]
                 elif "messages" in row:
                     assert len(row["messages"]) == len(example["messages"])
                 elif example["category"] == "question_generation":
