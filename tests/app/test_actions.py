@@ -7,6 +7,7 @@ from PIL import Image
 from instructblip_hf import query_attention
 from instructblip_hf.app.actions import MEAN_OVER_LAYERS, Actions
 from instructblip_hf.app.looks import looks_html
+from instructblip_hf.pipelines.vocabulary_ranking import VocabularyRankingPipeline
 from tiny_llava import tiny_llava, tiny_llava_processor
 from tiny_models import our_blip_2
 from tiny_shapes import tiny_model, tiny_processor
@@ -82,7 +83,12 @@ def test_a_connector_without_queries_has_no_looks(image):
     llava = Actions(tiny_llava().eval(), tiny_llava_processor(), max_new_tokens=2)
     assert not llava.can_look
     assert list(llava.answer("what ?", image, []))
-    assert set(llava.rank("what ?", "red,blue", image)) == {"red", "blue"}
+    template = "{% for m in messages %}<image> answer this : {{ m['content'][-1]['text'] }}{% endfor %}"
+    worded = Actions(tiny_llava().eval(), tiny_llava_processor(chat_template=template))
+    ranker = VocabularyRankingPipeline(model=worded.model, processor=worded.processor)
+    entries = ranker(image, prompt="<image> answer this : what ?", candidates=["red", "blue"])
+    assert worded.rank("what ?", "red,blue", image) == {entry["label"]: entry["score"] for entry in entries}
+    assert worded.rank("what ?", "red,blue", image) != llava.rank("what ?", "red,blue", image)
     assert Actions(tiny_llava(**QFORMER).eval(), tiny_llava_processor(num_query_tokens=3)).can_look
 
 

@@ -5,6 +5,7 @@ import torch
 
 from instructblip_hf.capfilt import Captioner, CaptionOptions
 from tiny_capfilt import captioner, drawn, picture
+from tiny_llava import tiny_llava, tiny_llava_processor
 from tiny_retrieval import retrieval_model, retrieval_processor
 
 
@@ -43,6 +44,26 @@ def test_sampled_captions_are_said_word_by_word(kind, family):
     captions = maker.captions(IMAGES, KEYS)
     assert captions == [[said(maker, image, key, number) for number in range(4)] for image, key in zip(IMAGES, KEYS)]
     assert len({caption for of_image in captions for caption in of_image}) > 6
+
+
+def test_captions_end_where_the_chat_template_ends_answers(monkeypatch):
+    answer = "{% generation %}{{ m['content'][0]['text'] }} red{% endgeneration %}"
+    template = (
+        f"{{% for m in messages %}}<image>{{% if m['role'] == 'assistant' %}}{answer}{{% endif %}}{{% endfor %}}"
+    )
+    processor = tiny_llava_processor(chat_template=template)
+    maker = Captioner(tiny_llava(), processor, CaptionOptions(beam=0, sampled=1))
+    assert processor.stop_strings == ["red"]
+    said = processor.tokenizer("blue circle red square", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    asked = {}
+
+    def generate(**options):
+        asked.update(options)
+        return said.repeat(len(IMAGES), 1)
+
+    monkeypatch.setattr(maker.model, "generate", generate)
+    assert maker.captions(IMAGES, KEYS) == [["blue circle"]] * len(IMAGES)
+    assert (asked["stop_strings"], asked["tokenizer"]) == (["red"], processor.tokenizer)
 
 
 @pytest.mark.parametrize(("kind", "family"), MODELS)

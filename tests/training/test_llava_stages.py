@@ -7,7 +7,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import (
+    AutoModel,
+    CLIPImageProcessorPil,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    TrainerCallback,
+)
 
 from instructblip_hf.models.chat_templates import CHAT_TEMPLATES
 from instructblip_hf.models.llava import LlavaForConditionalGeneration, LlavaProcessor
@@ -209,6 +215,21 @@ def test_connectors_out_of_parts(kind, parts):
         assert model(**inputs).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("registers", [0, 4])
+def test_towers_with_other_tokens_and_sizes(registers, parts, tmp_path):
+    """DINOv2 was made at 518 pixels and gets images of 224, and may have registers beside its class token."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 14, "image_size": 56}
+    config = Dinov2WithRegistersConfig(**shape, num_register_tokens=4) if registers else Dinov2Config(**shape)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    size = {"height": 28, "width": 28}
+    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=size).save_pretrained(tmp_path)
+    model, processor = compose(PartsArguments(vision=str(tmp_path), text=str(parts["text"])), torch.float32)
+    assert processor.tokens_per_image == model.config.image_seq_length == 4 + registers
+    image = torch.zeros(3, 28, 28, dtype=torch.uint8).numpy()
+    with torch.no_grad():
+        assert model(**processor(images=image, text="What is it?", return_tensors="pt")).logits.isfinite().all()
+
+
 def test_parts_out_of_whole_models(parts):
     """Of a model of this package the tower, or the language model with its tokenizer."""
     source = LlavaForConditionalGeneration.from_pretrained(parts["llava"]).state_dict()
@@ -285,6 +306,8 @@ def test_recipes_have_the_published_settings(name):
     assert (recipe.model.parts or {}).get("projector_type") == connector
     assert recipe.model.chat_template == template
     assert recipe.data.max_length == 2048
+    # In 16 bits small steps are lost.
+    assert (recipe.model.dtype, recipe.model.frozen_dtype) == ("float32", "bfloat16")
     assert recipe.freezing.preset == ("llava-stage1" if name.endswith("stage1") else "llava-stage2")
     if name == "llava_v1_5_lora":
         assert (recipe.freezing.lora_rank, recipe.freezing.lora_alpha) == (128, 256)

@@ -77,7 +77,9 @@ class Actions:
             raise ValueError("Enter at least two answers to choose from, with commas between.")
         _need_text(question)
         ranker = VocabularyRankingPipeline(model=self.model, processor=self.processor)
-        ranking: Any = ranker([load_image(_needed(image))], prompt=question, candidates=texts)
+        ranking: Any = ranker(
+            [load_image(_needed(image))], prompt=self.processor.user_turn(question), candidates=texts
+        )
         return {entry["label"]: float(entry["score"]) for entry in ranking[0]}
 
     # --- where it looks -------------------------------------------------------------------------------------------

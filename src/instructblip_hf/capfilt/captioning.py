@@ -145,11 +145,12 @@ class Captioner:
             ids = self.model.generate(
                 **inputs,
                 return_full_text=False,
+                **self.processor.generation_options(),
                 num_return_sequences=count,
                 max_new_tokens=self.options.max_new_tokens,
                 **decoding,
             )  # [images * count, tokens]
-        texts = self.processor.batch_decode(ids, skip_special_tokens=True)
+        texts = self.processor.answers(ids)
         for image, of_image in enumerate(captions):
             of_image += [" ".join(text.split()) for text in texts[image * count : (image + 1) * count]]
 

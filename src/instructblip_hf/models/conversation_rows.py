@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from ..constants import IGNORE_INDEX
 from .chat import instruction_of
 from .prompt_tokens import TokenRow, pad_rows, truncate_row
@@ -147,7 +145,7 @@ def _read_messages(
         _check_words(processor, message, opener, f"{name}, message {position}")
     try:
         texts, spans = processor.render([conversation], return_spans=True, eos_token=processor.tokenizer.eos_token)
-    except TemplateError as error:
+    except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     text, learnt = texts[0], [tuple(span) for span in spans[0]]
     answers = [message["content"] for message in conversation if message["role"] == "assistant"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
@@ -32,6 +33,10 @@ _UNSUPPORTED_TEXT_OPTIONS = (
     "is_split_into_words",
     "return_overflowing_tokens",
     "sanitize_control_tokens",
+)
+_TEXT_TEMPLATE = (
+    "the chat template is for messages of text alone: here the content of a message is a list of parts, {'type': 'image'} and "
+    "{'type': 'text', 'text': ...}"
 )
 _CALL_OPTIONS = ("qformer_text", "num_frames", "timeout")
 
@@ -399,18 +404,28 @@ class VisionLanguageProcessor(ProcessorMixin):
 
         A beginning token is written only where the tokenizer puts one itself, an end token only where it does not:
         a sequence-to-sequence tokenizer closes the whole text.
+
+        Raises:
+            ValueError: If the template refuses a conversation, or was made for messages of text alone.
         """
         prefix, suffix = self._added_tokens()
         special: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
         special.update(bos_token=prefix, image_token=self.image_token)
         if suffix:
             special["eos_token"] = ""
-        rendered: Any = render_jinja_template(
-            conversations=[[dict(message) for message in messages] for messages in conversations],
-            chat_template=self._find_chat_template(chat_template),
-            return_assistant_tokens_mask=return_spans,
-            **{**special, **kwargs},
-        )
+        try:
+            rendered: Any = render_jinja_template(
+                conversations=[[dict(message) for message in messages] for messages in conversations],
+                chat_template=self._find_chat_template(chat_template),
+                return_assistant_tokens_mask=return_spans,
+                **{**special, **kwargs},
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the conversation: {error}") from error
+        except TypeError as error:
+            raise ValueError(f"{_TEXT_TEMPLATE} ({error})") from error
+        if any("[{'type': '" in text for text in rendered[0]):
+            raise ValueError(_TEXT_TEMPLATE)
         return rendered
 
     def _find_chat_template(self, chat_template: str | None) -> str:

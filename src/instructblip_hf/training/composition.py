@@ -114,9 +114,10 @@ def _llava(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
         tokenizer,
         patch_size=vision.config.patch_size,
         vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=int(has_class_token),
         num_query_tokens=queries,
     )
+    if not is_qformer:
+        processor.num_additional_image_tokens = _tokens_beside_patches(vision, processor.image_size)
     model = LlavaForConditionalGeneration.from_vision_text_pretrained(
         vision,
         text,
@@ -127,6 +128,15 @@ def _llava(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
         vision_feature_select_strategy=strategy,
     )
     return _cast(model, dtype), processor
+
+
+@torch.no_grad()
+def _tokens_beside_patches(vision: Any, size: tuple[int, int]) -> int:
+    """Class token and registers: what a tower gives for an image beside its patches."""
+    weight = next(vision.parameters())
+    image = torch.zeros(1, 3, *size, dtype=weight.dtype, device=weight.device)
+    tokens = vision(pixel_values=image).last_hidden_state.shape[1]
+    return tokens - (size[0] // vision.config.patch_size) * (size[1] // vision.config.patch_size)
 
 
 def _language_model_of(source: str, dtype: Any) -> tuple[Any, Any]:

@@ -237,3 +237,16 @@ def test_templates_that_teach_no_end_are_refused_in_training():
         build(LlavaProcessor, chat_template=PUBLISHED).encode_examples([row])
     labels = build(LlavaProcessor, chat_template="v1").encode_examples([row])["labels"]
     assert labels[0, -1] == build(LlavaProcessor).tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "for messages of text alone"),
+        ("{% for m in messages %}{{ 'user ' + m['content'] }}{% endfor %}", "for messages of text alone"),
+        ("{{ raise_exception('not so') }}", "the chat template refuses the conversation: not so"),
+    ],
+)
+def test_templates_that_cannot_word_a_question(template, message):
+    with pytest.raises(ValueError, match=message):
+        build(LlavaProcessor, chat_template=template).user_turn("What?")

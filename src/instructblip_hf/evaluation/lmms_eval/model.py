@@ -246,8 +246,9 @@ class InstructBlipHf(lmms):
             best = self._rank_candidates(inputs, candidates, top_k=1).order[:, 0].tolist()
             return [generation.candidates[place] for place in best]
         with torch.no_grad():
-            ids = self.model.generate(**inputs, return_full_text=False, **generation.options)
-        return [generation.cut(text) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+            options = {**self.processor.generation_options(), **generation.options}
+            ids = self.model.generate(**inputs, return_full_text=False, **options)
+        return [generation.cut(text) for text in self.processor.answers(ids)]
 
     def _rank_candidates(self, inputs: Any, candidates: Sequence[list[list[int]]], **options: Any) -> Any:
         is_shared = all(own == candidates[0] for own in candidates[1:])

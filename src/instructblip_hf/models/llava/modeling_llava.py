@@ -218,7 +218,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         grow_embeddings(model, needed)
         model.eval()
         if projector_type != "qformer":
-            config.image_seq_length = model._tokens_of_blank_image()
+            config.image_seq_length = model._tokens_of_blank_image(processor)
         if processor is not None and processor.tokens_per_image != config.image_seq_length:
             raise ValueError(
                 f"the processor has {processor.tokens_per_image} placeholders an image and the model "
@@ -254,8 +254,9 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         )
 
     @torch.no_grad()
-    def _tokens_of_blank_image(self) -> int:
-        size = self.vision_tower.config.image_size
+    def _tokens_of_blank_image(self, processor: LlavaProcessor | None) -> int:
+        """As many features as an image has at the size that the processor gives it, by default the tower's own."""
+        size = self.vision_tower.config.image_size if processor is None else processor.image_size
         height, width = (size, size) if isinstance(size, int) else size
         weight = next(self.vision_tower.parameters())
         image = torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)

@@ -77,11 +77,17 @@ class LlavaProcessor(VisionLanguageProcessor):
                 "patch_size of the processor is None: set it to the vision tower's config.patch_size, so that prompts get "
                 "as many placeholders an image as there are features"
             )
-        height, width = self._image_size()
+        height, width = self.image_size
         tokens = (height // self.patch_size) * (width // self.patch_size) + self.num_additional_image_tokens
         return tokens - 1 if self.vision_feature_select_strategy == "default" else tokens
 
-    def _image_size(self) -> tuple[int, int]:
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model gets, in pixels.
+
+        Raises:
+            ValueError: If the image processor gives images of different sizes.
+        """
         crops = getattr(self.image_processor, "do_center_crop", False)
         name = "crop_size" if crops else "size"
         size: Any = getattr(self.image_processor, name)
