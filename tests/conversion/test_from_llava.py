@@ -94,6 +94,17 @@ def test_processor_and_chat_template(tmp_path, tokenizer_folder):
     assert model.generate(**inputs, max_new_tokens=3, return_full_text=False).shape == (1, 3)
 
 
+def test_text_is_split_at_images_where_it_shows(tmp_path, tokenizer_folder):
+    """LLaMA's tokenizer with ``legacy=False`` marks the first word behind an image in LLaVA's code."""
+    options = FromLlava(vision_tower=CLIP, tokenizer=tokenizer_folder)
+    convert_llava(ORIGINAL / "full_mlp", tmp_path / "as_it_is", options)
+    assert not LlavaProcessor.from_pretrained(tmp_path / "as_it_is").split_at_images
+    file = tokenizer_folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "legacy": False}))
+    convert_llava(ORIGINAL / "full_mlp", tmp_path / "split", options)
+    assert LlavaProcessor.from_pretrained(tmp_path / "split").split_at_images
+
+
 def test_square_images_are_cropped_as_clips(tmp_path, tokenizer_folder):
     convert_llava(
         ORIGINAL / "full_linear", tmp_path / "ours", FromLlava(vision_tower=CLIP, tokenizer=tokenizer_folder)

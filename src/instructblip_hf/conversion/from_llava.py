@@ -198,6 +198,8 @@ def _processor(
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         chat_template=template,
         num_additional_image_tokens=1,  # CLIP's class token
+        # LLaVA's code splits text at images before it makes tokens of it, which shows with such tokenizers alone.
+        split_at_images=tokenizer.init_kwargs.get("legacy") is False,
     )
 
 
