@@ -1,5 +1,6 @@
 """Asking over HTTP: a server that fails in every way, limits, the cache, and a process that is killed."""
 
+import base64
 import json
 import logging
 import multiprocessing
@@ -91,6 +92,50 @@ def test_keys(monkeypatch, tmp_path, caplog):
         OpenAiCompatible("gpt")
 
 
+@pytest.mark.parametrize("place", range(270, 310, 3))
+def test_a_key_that_is_cut_is_cut_out_too(monkeypatch, place):
+    monkeypatch.setenv("MY_KEY", "sk-/secret-of-mine")
+    body = b"x" * place + json.dumps({"key": "sk-/secret-of-mine"}).replace("/", "\\/").encode()
+    for said in (body, b"x" * place + b"sk-/secret-of-mine"):
+        with ChatServer(lambda body, count, said=said: status(400, said)) as server:
+            ((_, failure),) = Asker(OpenAiCompatible("gpt", server.url, "MY_KEY"), retries=QUICK).ask(requests(1))
+        assert "sk" not in failure.detail
+
+
+def test_name_and_password_of_an_address_are_sent_and_not_shown(caplog):
+    with ChatServer(lambda body, count: status(401, b"not pass%20word but pass word")) as server:
+        url = server.url.replace("//", "//me:pass%20word@")
+        asking = Asker(OpenAiCompatible("gpt", url), retries=QUICK)
+        with caplog.at_level(logging.DEBUG), pytest.raises(EndpointError) as raised:
+            list(asking.ask(requests(1)))
+    assert server.keys == ["Basic " + base64.b64encode(b"me:pass word").decode()]
+    assert server.url in str(raised.value)
+    for told in (str(raised.value), caplog.text, str(asking.endpoint.facts)):
+        assert "pass word" not in told
+        assert "me:pass" not in told
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v1",
+        "http://localhost:port/v1",
+        "http://localhost:99999/v1",
+        "http://",
+        "http://localhost/v1?key=word",
+        "me:word@localhost/v1",
+        "http://me:word@localhost:port/v1",
+        "http://me:word/word@localhost/v1",
+        "http://me:word@localhost/v1?key=word",
+        "http://localhost:port/v1?key=word",
+    ],
+)
+def test_addresses_that_are_none(url):
+    with pytest.raises(ValueError, match="base_url is ") as raised:
+        OpenAiCompatible("gpt", url)
+    assert "word" not in str(raised.value)
+
+
 TROUBLES = {
     "500": status(500),
     "429": status(429, Retry_After="0.05"),
@@ -102,6 +147,7 @@ TROUBLES = {
     "no JSON": Reply(body=b"<html>nonsense</html>"),
     "no choices": Reply(body=b'{"choices": []}'),
     "JSON of another kind": Reply(body=b"[1]"),
+    "JSON that is too deep": Reply(body=b"[" * 200_000),
     "no text": Reply(body=b'{"choices": [{"message": {"content": 3}}]}'),
 }
 
@@ -206,6 +252,45 @@ def test_a_server_that_counts_nothing():
     with ChatServer(lambda body, count: Reply(text="x" * 40, usage=None)) as server:
         ((_, answer),) = asker(server).ask(requests(1))
     assert (answer.completion_tokens, answer.is_counted) == (10, False)
+
+
+@pytest.mark.parametrize("wrong", [{"prompt_tokens": -300}, {"completion_tokens": True}, {"prompt_tokens": 10**400}])
+def test_counts_that_are_none_are_not_believed(wrong):
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, **wrong}
+    with ChatServer(lambda body, count: Reply(text="x" * 40, usage=usage)) as server:
+        asking = asker(server, budget=Budget(Prices(1.0, 1.0)))
+        ((_, answer),) = asking.ask(requests(1))
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.is_counted) == (7, 10, False)
+    assert (asking.budget.spent.prompt, asking.budget.spent.completion) == (7, 10)
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 10, "completion_tokens": 5}])
+def test_half_a_character_is_replaced_and_kept(tmp_path, usage):
+    with ChatServer(lambda body, count: Reply("a \ud83d b \U0001f600", "st\ude00p", usage)) as server:
+        with AnswerCache(tmp_path) as cache:
+            ((_, answer),) = asker(server, cache).ask(requests(1))
+        with AnswerCache(tmp_path) as cache:
+            assert list(asker(server, cache).ask(requests(1))) == [(requests(1)[0], answer)]
+    assert (answer.text, answer.finish_reason) == ("a \ufffd b \U0001f600", "st\ufffdp")
+    assert len(server.bodies) == 1
+
+
+class Half:
+    """Refuses every other request of a batch."""
+
+    batch_size, concurrency, facts = 8, 1, {"model": "half"}
+
+    def answer(self, requests):
+        return [ChatFailure("refused", "odd") if n % 2 == 0 else ChatAnswer("yes", "stop", 1, 1) for n in range(8)]
+
+
+def test_answers_beside_the_failure_that_ends_it_are_kept(tmp_path):
+    with AnswerCache(tmp_path) as cache:
+        asking = Asker(Half(), cache, max_failures=1)
+        with pytest.raises(EndpointError, match="1 requests in a row"):
+            list(asking.ask(requests(8)))
+        assert len(cache) == 4
+        assert asking.budget.spent.prompt == asking.paid.prompt == 4
 
 
 def test_what_is_in_the_cache_is_not_asked_again(tmp_path):

@@ -10,6 +10,7 @@ from instructblip_hf.endpoints import (
     ChatFailure,
     ChatOptions,
     ChatRequest,
+    EndpointError,
     EndpointOptions,
     LocalModel,
     open_asker,
@@ -114,6 +115,15 @@ def test_what_does_not_fit_is_refused_and_the_rest_answered(local):
     assert isinstance(found[0], ChatFailure)
     assert "do not fit into the 256" in found[0].detail
     assert found[1] == local.answer([ask("a")])[0]
+
+
+def test_a_template_that_refuses_a_role():
+    model, tokenizer = parts()
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}a"
+    local = LocalModel(model, tokenizer, "tiny")
+    request = ChatRequest([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+    with pytest.raises(EndpointError, match="template of tiny does not take messages of system, user: no system"):
+        list(Asker(local).ask([request]))
 
 
 def test_no_template():

@@ -164,6 +164,7 @@ class Asker:
                 outcomes = self.endpoint.answer(batch)
                 actual = self._store(batch, outcomes)
                 self._limit.correct(sent, actual.prompt + actual.completion)
+                self._judge(outcomes)
             except TransientError as error:
                 if error.may_be_paid:
                     actual = self._lose(batch)
@@ -187,10 +188,10 @@ class Asker:
         return error.after is None or error.after <= self._retries.longest_asked_wait
 
     def _store(self, batch: Sequence[ChatRequest], outcomes: Sequence[Outcome]) -> Tokens:
+        """Keeps all answers, which are paid for, before failures may end the run."""
         total = Tokens()
         for request, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, ChatFailure):
-                self._fail(outcome.detail, 1)
                 continue
             if self.cache is not None:
                 self.cache.add(self.key(request), outcome)
@@ -198,10 +199,18 @@ class Asker:
             total += Tokens(outcome.prompt_tokens, outcome.completion_tokens)
             with self._lock:
                 self.counts["asked"] += 1
-                self._failures = 0
         with self._lock:
             self.paid += total
         return total
+
+    def _judge(self, outcomes: Sequence[Outcome]) -> None:
+        """Counts failures in a row."""
+        for outcome in outcomes:
+            if isinstance(outcome, ChatFailure):
+                self._fail(outcome.detail, 1)
+            else:
+                with self._lock:
+                    self._failures = 0
 
     def _lose(self, batch: Sequence[ChatRequest]) -> Tokens:
         """Counts what may have been paid for in vain."""

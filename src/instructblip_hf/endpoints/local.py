@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from ..utils.fingerprints import describe_model
 from .chat import ChatAnswer, ChatFailure, ChatRequest, Outcome
+from .errors import EndpointError
 
 
 class LocalModel:
@@ -101,7 +103,13 @@ class LocalModel:
 
     def _prompt(self, request: ChatRequest) -> list[int]:
         messages = [dict(message) for message in request.messages]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise EndpointError(
+                f"the chat template of {self._facts['name']} does not take messages of {roles}: {error}"
+            ) from error
         # The template writes the special tokens.
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids

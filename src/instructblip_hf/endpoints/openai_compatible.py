@@ -10,9 +10,10 @@ import datetime
 import email.utils
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import httpx
 
@@ -27,6 +28,8 @@ _REPEATABLE = (408, 409, 425, 429)
 _HOPELESS = (401, 402, 403, 404, 405)
 _NO_MONEY = "insufficient_quota"
 _SHOWN = 300
+_MOST_TOKENS = 10**9
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class OpenAiCompatible:
@@ -57,20 +60,23 @@ class OpenAiCompatible:
         timeout: float = 120.0,
         max_tokens_field: str = "max_tokens",
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url is {base_url!r}; it must begin with http:// or https://")
+        address = _address(base_url)
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
         if timeout <= 0:
             raise ValueError(f"timeout is {timeout}; it must be above 0 seconds")
         self.model, self.concurrency, self.timeout = model, concurrency, timeout
-        self._url = base_url.rstrip("/") + "/chat/completions"
+        # Name and password go into the header alone: the address is shown in errors, and httpx logs it.
+        plain = str(address.copy_with(username=None, password=None))
+        login = (address.username, address.password) if address.userinfo else None
+        self._url = plain.rstrip("/") + "/chat/completions"
         self._max_tokens_field = max_tokens_field
-        self._key = _read_key(base_url, api_key_variable)
+        self._key = _read_key(plain, api_key_variable)
+        self._secrets = _spellings(self._key, address.password)
         # A thread's connection is kept; no thread waits for one of another.
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client = httpx.Client(timeout=httpx.Timeout(timeout), limits=limits, headers=headers)
+        self._client = httpx.Client(timeout=httpx.Timeout(timeout), limits=limits, headers=headers, auth=login)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -129,8 +135,33 @@ class OpenAiCompatible:
         return ChatFailure("refused", f"status {status}: {said}")
 
     def _said(self, content: bytes) -> str:
-        text = " ".join(content.decode(errors="replace").split())[:_SHOWN]
-        return text.replace(self._key, "***") if self._key else text
+        text = content.decode(errors="replace")
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return " ".join(text.split())[:_SHOWN]  # cut last, so that no part of a secret is left
+
+
+def _address(base_url: str) -> httpx.URL:
+    """The address, checked. Errors show it without name and password."""
+    shown = base_url.rpartition("@")[2].partition("?")[0]
+    if not base_url.startswith(("http://", "https://")):
+        raise ValueError(f"base_url is {shown!r}; it must begin with http:// or https://")
+    try:
+        address = httpx.URL(base_url)
+        is_good = bool(address.host) and (address.port or 1) <= 65535
+    except httpx.InvalidURL:
+        is_good = False
+    if not is_good:
+        raise ValueError(f"base_url is {shown!r}; it must be an address such as http://localhost:8000/v1")
+    if address.query or address.fragment:
+        raise ValueError(f"base_url is {shown!r} with a query or a fragment, which it must not have")
+    return address
+
+
+def _spellings(*secrets: str | None) -> list[str]:
+    """Secrets as a server may repeat them, as they are and as JSON, the longest first."""
+    spelt = {form for one in secrets if one for form in (one, json.dumps(one)[1:-1], one.replace("/", r"\/"))}
+    return sorted(spelt, key=len, reverse=True)
 
 
 def _read_key(base_url: str, variable: str | None) -> str | None:
@@ -160,12 +191,17 @@ def _answer_of(request: ChatRequest, content: bytes) -> ChatAnswer:
             raise TypeError("no text")
         usage = row.get("usage") or {}
         prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise TransientError("an answer in another form", may_be_paid=True) from error
-    finish_reason = str(choice.get("finish_reason") or "stop")
-    if isinstance(prompt, int) and isinstance(completion, int):
+    text = _SURROGATE.sub("\ufffd", text)  # half a character, which no file can hold
+    finish_reason = _SURROGATE.sub("\ufffd", str(choice.get("finish_reason") or "stop"))
+    if _is_count(prompt) and _is_count(completion):
         return ChatAnswer(text, finish_reason, prompt, completion)
     return ChatAnswer(text, finish_reason, guess_tokens(request.messages), estimate_tokens(text), is_counted=False)
+
+
+def _is_count(tokens: Any) -> TypeGuard[int]:
+    return isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens <= _MOST_TOKENS
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float | None:
