@@ -40,7 +40,7 @@ def answer_file(
         generate_options: For `generate`.
     """
     done = answered(output)
-    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").split("\n") if line.strip()]
     left = [row for row in rows if str(row["question_id"]) not in done]
     with output.open("a", encoding="utf-8") as stream:
         for start in range(0, len(left), batch_size):
@@ -69,7 +69,7 @@ def answered(output: Path) -> set[str]:
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         output.write_bytes(whole)
-    return {str(json.loads(line)["question_id"]) for line in whole.decode().splitlines()}
+    return {str(json.loads(line)["question_id"]) for line in whole.splitlines()}
 
 
 def main() -> None:

@@ -76,6 +76,18 @@ def test_body_and_key(monkeypatch):
     assert server.keys == ["Bearer sk-secret"]
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "model", "n", "stream", "messages"])
+def test_fields_that_the_package_rests_on_are_its_own(name):
+    with pytest.raises(ValueError, match=f"cannot have {name} as more fields"):
+        ChatOptions(extra={name: 1, "top_k": 5})
+
+
+def test_fields_that_are_options_too():
+    with pytest.raises(ValueError, match="cannot have temperature, seed as"):
+        ChatOptions(temperature=0.0, seed=1, extra={"temperature": 1, "seed": 2, "top_p": 0.5})
+    assert ChatOptions(extra={"temperature": 1, "seed": 2}).extra == {"temperature": 1, "seed": 2}
+
+
 def test_keys(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-for-openai")
     with ChatServer(lambda body, count: status(401, b"no such key: sk-for-openai")) as server:

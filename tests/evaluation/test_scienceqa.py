@@ -61,6 +61,12 @@ def test_files_of_three_kinds_are_read_alike(tmp_path):
     assert read_answers(written(tmp_path, "d", as_lines(llava[:1]))) == {"1": "A"}
 
 
+def test_separators_in_an_answer_end_no_line(tmp_path):
+    texts = {"1": "a\u2028b\u0085c\x1dd", "2": "e"}
+    lines = [json.dumps({"question_id": one, "text": text}, ensure_ascii=False) for one, text in texts.items()]
+    assert read_answers(written(tmp_path, "a", "\n".join(lines))) == texts
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

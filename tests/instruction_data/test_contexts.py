@@ -21,6 +21,20 @@ def test_coco(tmp_path):
     assert coco_contexts(tmp_path / "captions.json")[0].objects == ()
 
 
+def test_coco_of_two_splits(tmp_path, caplog):
+    captions, instances = write_coco(tmp_path, 4)
+    few = json.loads(instances.read_text())
+    few["images"] = few["images"][1:]
+    few["annotations"] = [row for row in few["annotations"] if row["image_id"] != 7]
+    instances.write_text(json.dumps(few))
+    assert [len(context.objects) for context in coco_contexts(captions, instances)] == [0, 1, 1, 1]
+    assert f"captions.json: 1 of 4 images are not in {instances}" in caplog.text
+    # The image without a caption, and none of the others.
+    instances.write_text(json.dumps({**few, "images": few["images"][-1:], "annotations": []}))
+    with pytest.raises(ValueError, match=r"captions.json and .*instances.json have no image in common"):
+        coco_contexts(captions, instances)
+
+
 def test_rows(tmp_path):
     row = {"id": "9", "image": "a/b.jpg", "captions": ["One.", "Two."]}
     row["instances"] = [{"category": "donut", "bbox": [0.37, 0.58412, 0.504, 0.709]}]

@@ -259,14 +259,14 @@ def test_the_budget_stops_it_and_more_goes_on(tmp_path):
         report = run(server, out, budget=budget(100.0), types=("detail",), count=100, concurrency=1)
         paid = len(server.bodies)
         assert not report["complete"]
-        assert report["cost"] == pytest.approx(1.2 * paid)
-        assert report["cost"] <= 100
+        assert report["cost_of_answers"] == pytest.approx(1.2 * paid)
+        assert report["cost_of_answers"] <= 100
         assert report["types"]["detail"]["failed"] == {"budget": 100 - paid}
         assert len(rows_of(out / "detail.json")) == paid > 70
         report = run(server, out, budget=budget(200.0), types=("detail",), count=100, concurrency=1)
     assert report["complete"]
     assert len(server.bodies) == 100
-    assert report["cost"] == pytest.approx(120.0)
+    assert report["cost_of_answers"] == pytest.approx(120.0)
 
 
 def test_what_is_under_way_when_it_is_interrupted_is_kept(tmp_path):
@@ -381,6 +381,11 @@ def test_the_command(tmp_path, run_command):
         (["--ask-again", "-1"], "ask-again"),
         (["--max-cost", "1"], "prices"),
         (["--request", "low"], "KEY=VALUE"),
+        (["--request", "max_tokens=9"], "a request cannot have max_tokens"),
+        (["--request", "temperature=0"], "a request cannot have temperature"),
+        (["--ask-again", "1", "--temperature", "0"], "gives the same answer again"),
+        (["--ask-again", "1", "--request", "seed=3"], "gives the same answer again"),
+        (["--endpoint", "http://localhost:port/v1"], "base_url is 'http://localhost:port/v1'"),
         (["--contexts", "a.jsonl"], "needs --captions"),
         (["--prompts", str(tmp_path)], "has none of"),
         (["--local", "folder"], "not both"),
@@ -388,6 +393,25 @@ def test_the_command(tmp_path, run_command):
         result = run_command(*arguments, *wrong)
         assert result.exit_code == 2, wrong
         assert message in result.output
+
+
+def test_what_was_lost_is_in_the_cost(tmp_path, run_command):
+    """The dry run, the command and the budget name one sum, whose lost part is told apart."""
+    coco = write_coco(tmp_path / "coco", 2)
+    with ChatServer(lambda body, count: Reply(kind="cut") if count == 0 else well_behaved(body, count)) as server:
+        arguments = [*command(server, tmp_path / "out", coco, "--types", "detail")[3:], "--prompt-price", "10"]
+        done = run_command(*arguments, "--answer-price", "30")
+        dry = run_command(*arguments, "--answer-price", "30", "--dry-run")
+    with AnswerCache(tmp_path / "out" / "cache") as cache:
+        lost, spent = cache.lost, cache.spent
+    assert (spent.prompt - lost.prompt, spent.completion - lost.completion) == (200, 40)
+    assert lost.completion == 2 * RESPONSE_TYPES["detail"].max_tokens
+    cost, in_vain = (one.prompt * 10e-6 + one.completion * 30e-6 for one in (spent, lost))
+    assert f"cost        ${cost:.4f} in all, of which up to ${in_vain:.4f}" in done.output
+    assert f"({lost.prompt + lost.completion:,} tokens) for requests whose answers were lost" in done.output
+    assert f"spent so far ${cost:.2f}" in dry.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["cost_of_answers"] == pytest.approx(200 * 10e-6 + 40 * 30e-6)
 
 
 def test_with_a_local_model(tmp_path):

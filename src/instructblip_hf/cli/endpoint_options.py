@@ -82,6 +82,20 @@ def told(estimated: Estimate) -> list[str]:
     return lines
 
 
+def spent(asker: Asker) -> list[str]:
+    """What was paid in this folder, now and before, in words; nothing where it was nothing."""
+    from ..endpoints.budget import Tokens
+
+    budget = asker.budget
+    lost = asker.cache.lost if asker.cache is not None else Tokens()
+    told = f"cost        ${budget.cost:.4f} in all"
+    tokens = lost.prompt + lost.completion
+    if tokens:
+        cost = budget.prices.cost(lost.prompt, lost.completion)
+        told += f", of which up to ${cost:.4f} ({tokens:,} tokens) for requests whose answers were lost"
+    return [told] if budget.cost else []
+
+
 @contextlib.contextmanager
 def endpoint_errors() -> Iterator[None]:
     """Turns what ends asking into one line and exit code 1. (`stopping_errors` would load the models first.)"""
@@ -114,4 +128,4 @@ def progress_bar(asker: Asker) -> Iterator[Callable[[int, int], None]]:
             raise
 
 
-__all__ = ["endpoint_errors", "progress_bar", "request_fields", "told"]
+__all__ = ["endpoint_errors", "progress_bar", "request_fields", "spent", "told"]

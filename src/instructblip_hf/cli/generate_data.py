@@ -38,7 +38,9 @@ def generate_data(
         bool, typer.Option("--no-temperature", help="Send none, for models that take none.")
     ] = False,
     top_p: Annotated[float | None, typer.Option(help="Of the answers.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of what is drawn here: images, descriptions' questions, the image's place. Not sent.")
+    ] = 0,
     endpoint: of.Endpoint = None,
     model: of.ChatModel = None,
     local: of.Local = None,
@@ -111,7 +113,7 @@ def generate_data(
     finally:
         if asker.cache is not None:
             asker.cache.close()
-    _show(report, output, asker.counts)
+    _show(report, output, asker.counts, of.spent(asker))
     if not report["complete"]:
         raise typer.Exit(STOPPED)
 
@@ -126,7 +128,7 @@ def _counts(pairs: Sequence[str]) -> dict[str, int]:
     return counts
 
 
-def _show(report: Mapping[str, Any], output: Path, counts: Mapping[str, int]) -> None:
+def _show(report: Mapping[str, Any], output: Path, counts: Mapping[str, int], spent: Sequence[str]) -> None:
     rows = [("", "images", "rows", "rejected", "no answer", "duplicates")]
     for name, one in report["types"].items():
         numbers = (
@@ -147,8 +149,8 @@ def _show(report: Mapping[str, Any], output: Path, counts: Mapping[str, int]) ->
         print(f"not kept    {told}; {output / 'rejected.jsonl'} has them")
     answers = sum(one["answers"] for one in report["types"].values())
     print(f"answers     {answers:,}, of which {counts.get('asked', 0):,} were asked for now")
-    if report["cost"]:
-        print(f"cost        ${report['cost']:.4f} in all")
+    for line in spent:
+        print(line)
     print(f"data        {output / 'llava_instruct.json'}, and a file for each type")
     if not report["complete"]:
         print("not complete: the same command asks for what has no answer")

@@ -100,8 +100,8 @@ def judge(
         if asker.cache is not None:
             asker.cache.close()
     _show(report, output)
-    if asker.budget.cost:
-        print(f"cost        ${asker.budget.cost:.4f} in all")
+    for line in of.spent(asker):
+        print(line)
     if report["reviews"]["no_answer"]:
         print("not complete: the same command asks for what has no answer")
         raise typer.Exit(STOPPED)

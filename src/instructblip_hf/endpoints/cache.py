@@ -47,6 +47,7 @@ class AnswerCache:
             raise ValueError(f"another process is writing {self.file}") from error
         self._places: dict[str, tuple[int, int]] = {}
         self._spent = Tokens()
+        self._lost = Tokens()
         self._unsynced = 0
         self._stream = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -73,6 +74,11 @@ class AnswerCache:
     def spent(self) -> Tokens:
         """Tokens of all answers, and of what may have been lost."""
         return self._spent
+
+    @property
+    def lost(self) -> Tokens:
+        """Tokens of what may have been lost."""
+        return self._lost
 
     def get(self, key: str) -> ChatAnswer | None:
         """The answer under a key, `None` if there is none."""
@@ -106,6 +112,7 @@ class AnswerCache:
         with self._lock:
             self._append({_LOST: [tokens.prompt, tokens.completion]})
             self._spent += tokens
+            self._lost += tokens
 
     def close(self) -> None:
         """Brings everything to the disk and lets other processes have the file."""
@@ -142,6 +149,7 @@ class AnswerCache:
                 try:
                     row = json.loads(line)
                     if _LOST in row:
+                        self._lost += Tokens(*row[_LOST])
                         self._spent += Tokens(*row[_LOST])
                     else:
                         answer = _answer(row)

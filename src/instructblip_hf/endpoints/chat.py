@@ -12,6 +12,22 @@ from typing import Any, Protocol
 Message = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``."""
 
+OWN_FIELDS = (
+    "best_of",
+    "max_completion_tokens",
+    "max_new_tokens",
+    "max_tokens",
+    "messages",
+    "model",
+    "n",
+    "n_predict",
+    "num_predict",
+    "stream",
+    "stream_options",
+    "tools",
+)
+"""Fields of a request that budget, cache or the reading of answers rest on, so that no one else may set them."""
+
 
 @dataclass(frozen=True)
 class ChatOptions:
@@ -22,10 +38,10 @@ class ChatOptions:
         temperature (`float`, *optional*): 0 takes the most likely token; by default what the endpoint does.
         top_p (`float`, *optional*): Probability of the nucleus that is sampled from.
         seed (`int`, *optional*): Of sampling, where an endpoint knows it. The sample's number is added to it.
-        extra (`Mapping`, *optional*): More fields of the request, for endpoints over HTTP alone.
+        extra (`Mapping`, *optional*): More fields of the request, for endpoints over HTTP alone; none of `OWN_FIELDS`.
 
     Raises:
-        ValueError: If one is out of its range.
+        ValueError: If one is out of its range, or ``extra`` has a field that is the package's own.
     """
 
     max_tokens: int = 1024
@@ -41,6 +57,28 @@ class ChatOptions:
             raise ValueError(f"temperature is {self.temperature}; it must be from 0 to 2")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        own = sorted(set(self.extra) & set(OWN_FIELDS))
+        own += [
+            name for name in ("temperature", "top_p", "seed") if name in self.extra and vars(self)[name] is not None
+        ]
+        if own:
+            raise ValueError(
+                f"a request cannot have {', '.join(own)} as more fields: these are set by options, or fixed"
+            )
+
+    def check_repeats(self, ask_again: int) -> None:
+        """Refuses to ask again for what is always the same.
+
+        Raises:
+            ValueError: If another answer is wanted, and temperature 0 or one seed for all makes it the first again.
+        """
+        fixed = {"temperature": self.temperature, **self.extra}
+        if ask_again and fixed["temperature"] == 0:
+            raise ValueError(f"ask_again is {ask_again} with temperature 0, which gives the same answer again")
+        if ask_again and "seed" in self.extra:
+            raise ValueError(
+                f"ask_again is {ask_again} with one seed for all requests, which gives the same answer again"
+            )
 
     def content(self) -> dict[str, Any]:
         """The options as JSON has them, without those that are not set."""
@@ -145,4 +183,13 @@ class ChatEndpoint(Protocol):
         ...  # pragma: no cover
 
 
-__all__ = ["ChatAnswer", "ChatEndpoint", "ChatFailure", "ChatOptions", "ChatRequest", "Message", "Outcome"]
+__all__ = [
+    "OWN_FIELDS",
+    "ChatAnswer",
+    "ChatEndpoint",
+    "ChatFailure",
+    "ChatOptions",
+    "ChatRequest",
+    "Message",
+    "Outcome",
+]

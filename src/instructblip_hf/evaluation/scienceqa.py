@@ -54,7 +54,7 @@ def read_answers(path: str | Path) -> dict[str, str]:
 
 def _read_lines(name: str, text: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

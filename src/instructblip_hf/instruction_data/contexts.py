@@ -7,12 +7,14 @@ From COCO's official files, or from a file with a row for each image in the form
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 
+logger = logging.getLogger(__name__)
 DECIMALS = 3
 Box = tuple[float, float, float, float]
 
@@ -68,17 +70,18 @@ def coco_contexts(captions: str | Path, instances: str | Path | None = None) -> 
     Args:
         captions (`str` or `Path`): ``captions_train2017.json`` or another of its form.
         instances (`str` or `Path`, *optional*): ``instances_train2017.json``. Boxes around crowds are left out, since
-            they are about no single thing.
+            they are about no single thing. Images that are not in it have no boxes, and a warning counts them.
 
     Raises:
-        ValueError: If a file is not of this form, naming file, entry and what is wrong.
+        ValueError: If a file is not of this form, naming file, entry and what is wrong, or the two have no image in
+            common.
     """
     table = _coco(captions)
     sentences: dict[Any, list[str]] = {}
     for number, row in enumerate(table["annotations"]):
         with _naming(captions, f"annotation {number}"):
             sentences.setdefault(row["image_id"], []).append(_sentence(row["caption"]))
-    objects = _coco_objects(instances) if instances is not None else {}
+    objects, known = _coco_objects(instances) if instances is not None else ({}, set())
     contexts = []
     for number, image in enumerate(table["images"]):
         with _naming(captions, f"image {number}"):
@@ -87,7 +90,18 @@ def coco_contexts(captions: str | Path, instances: str | Path | None = None) -> 
                 contexts.append(ImageContext(image["file_name"], tuple(sentences[image["id"]]), found))
     if not contexts:
         raise ValueError(f"{captions}: no image has a caption")
+    if instances is not None:
+        _check_common(captions, instances, set(sentences), known)
     return contexts
+
+
+def _check_common(captions: str | Path, instances: str | Path, described: set[Any], known: set[Any]) -> None:
+    """Files of different splits have no image in common, and no image would have a box."""
+    missing = len(described - known)
+    if missing == len(described):
+        raise ValueError(f"{captions} and {instances} have no image in common; are they of the same split?")
+    if missing:
+        logger.warning("%s: %d of %d images are not in %s", captions, missing, len(described), instances)
 
 
 def jsonl_contexts(file: str | Path) -> list[ImageContext]:
@@ -134,7 +148,8 @@ def _coco(file: str | Path) -> dict[str, Any]:
         return table
 
 
-def _coco_objects(file: str | Path) -> dict[Any, list[BoxedObject]]:
+def _coco_objects(file: str | Path) -> tuple[dict[Any, list[BoxedObject]], set[Any]]:
+    """Objects by image, and the ids of all images."""
     table = _coco(file)
     with _naming(file, "categories"):
         names = {row["id"]: str(row["name"]) for row in table["categories"]}
@@ -153,7 +168,7 @@ def _coco_objects(file: str | Path) -> dict[Any, list[BoxedObject]]:
             ends = (left / width, top / height, (left + across) / width, (top + down) / height)
             inside = [min(1.0, max(0.0, end)) for end in ends]
             objects.setdefault(row["image_id"], []).append(_boxed(names[row["category_id"]], inside))
-    return objects
+    return objects, set(sizes)
 
 
 def _boxed(category: Any, box: Any) -> BoxedObject:

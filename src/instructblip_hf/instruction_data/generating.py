@@ -190,7 +190,7 @@ class _Run:
         content: dict[str, Any] = {
             "complete": not any(report.failed for report in reports.values()),
             "rows": sum(one["rows"] for one in types.values()),
-            "cost": round(sum(one["cost"] for one in types.values()), 6),
+            "cost_of_answers": round(sum(one["cost"] for one in types.values()), 6),
             "types": types,
             "model": dict(self.asker.endpoint.facts),
             "prices": {"prompt": prices.prompt, "completion": prices.completion},

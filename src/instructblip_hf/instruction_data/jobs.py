@@ -22,14 +22,15 @@ class GenerationOptions:
         counts (`Mapping[str, int]`, *optional*): Of how many images, by type; all by default. Which ones is drawn by hash,
             so that those of a smaller number are among those of a larger.
         ask_again (`int`, *optional*, defaults to 0): How often another answer is asked for where one was rejected.
-        seed (`int`, *optional*, defaults to 0): Of all draws.
+        seed (`int`, *optional*, defaults to 0): Of what is drawn here: images, descriptions' questions and the image's
+            place in a row. It is not sent.
         temperature (`float`, *optional*, defaults to 0.7): Of the answers; `None` leaves it to the endpoint.
         top_p (`float`, *optional*): Of the answers.
         max_tokens (`Mapping[str, int]`, *optional*): Longest answer by type.
         extra (`Mapping`, *optional*): More fields of each request to a server.
 
     Raises:
-        ValueError: If a type is none, or a number out of its range.
+        ValueError: If a type is none, a number out of its range, or asking again would bring the same answer.
     """
 
     types: tuple[str, ...] = tuple(RESPONSE_TYPES)
@@ -55,7 +56,7 @@ class GenerationOptions:
         if self.ask_again < 0:
             raise ValueError(f"ask_again is {self.ask_again}; it must not be negative")
         for name in self.types:
-            self.chat_options(RESPONSE_TYPES[name])
+            self.chat_options(RESPONSE_TYPES[name]).check_repeats(self.ask_again)
 
     def chat_options(self, response_type: ResponseType) -> ChatOptions:
         """Options of the requests for a type."""

@@ -14,10 +14,25 @@ from instructblip_hf.evaluation.judge import read_questions
 SCRIPT = Path(__file__).parents[3] / "examples" / "evaluation" / "answer_questions.py"
 
 
-def test_answers_and_again(tmp_path, monkeypatch, capsys):
+def load_script():
     spec = importlib.util.spec_from_file_location("answer_questions", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_separators_in_texts_end_no_line(tmp_path):
+    rows = [{"question_id": n, "image": "a.png", "text": "a\u2028b\u0085c"} for n in range(2)]
+    for name in ("questions", "answers"):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+    script = load_script()
+    assert script.answered(tmp_path / "answers") == {"0", "1"}
+    assert script.answer_file(tmp_path / "questions", tmp_path, tmp_path / "answers", None) == 0
+
+
+def test_answers_and_again(tmp_path, monkeypatch, capsys):
+    script = load_script()
     world = ShapesWorld(3, split="test")
     rows, expected = [], []
     loaded = load_generating(None, "cpu", None)

@@ -43,7 +43,7 @@ class JudgeOptions:
         extra (`Mapping`, *optional*): More fields of each request to a server.
 
     Raises:
-        ValueError: If one is out of its range.
+        ValueError: If one is out of its range, or asking again would bring the same review.
     """
 
     order: str = BOTH
@@ -57,7 +57,7 @@ class JudgeOptions:
             raise ValueError(f"order is {self.order!r}; allowed are {', '.join(ORDERS)}")
         if self.ask_again < 0:
             raise ValueError(f"ask_again is {self.ask_again}; it must not be negative")
-        self.chat_options()
+        self.chat_options().check_repeats(self.ask_again)
 
     def chat_options(self) -> ChatOptions:
         """Options of the requests."""
