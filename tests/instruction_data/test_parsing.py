@@ -74,6 +74,19 @@ def test_answers_that_are_rejected(kind, text, finish_reason, reason):
         "One of the sentences describes a dog.",
         "between x1 and x2",
         "The annotations show a dog.",
+        "Based on the image description, a dog runs.",
+        "The image description mentions a dog.",
+        "One description mentions a dog.",
+        "Each of the descriptions says so.",
+        "As described in the first sentence, a dog runs.",
+        "According to the text, a dog runs.",
+        "Judging from the provided details, it is late.",
+        "Judging from the details that were provided, it is late.",
+        "The dog's location is given by the box.",
+        "The dog at 0.12, 0.3 is left.",
+        "The dog is within .12, 0.3, 0.45 and 1.0.",
+        "The category label for the object is dog.",
+        "The labels of the objects are dog and cat.",
     ],
 )
 def test_the_source_is_found(text):
@@ -89,6 +102,17 @@ def test_the_source_is_found(text):
         "The information on the sign says that the following train is late.",
         "A sentence is written on the wall, and 3, 4 or 5 dogs are above it.",
         "It might rain; the image suggests that, from the clouds.",
+        "A cardboard box stands on the table, and its location is unusual.",
+        "A sign with text on it is given by the road.",
+        "It costs 3.50, and 4.20 with milk.",
+        "Coffee is sold at 1.50, tea at 0.90.",
+        "Bottles of 0.5, 0.75 and 1.5 litres stand there; the price is $0.50, $0.75 or $1.",
+        "According to the text on the sign, the shop is closed.",
+        "Based on the text printed across the box, it holds books.",
+        "The label on the bottle is red, and the first sentence on the page is long.",
+        "She reads a description of the picture beside it.",
+        "The room has many details, one of them a clock at 12.30, the other one at 10.15.",
+        "Its position is marked by a box on the floor.",
     ],
 )
 def test_plain_language_is_no_source(text):
@@ -99,6 +123,7 @@ SAME = [
     ("What color is the dog?", "what colour is the dog in the image"),
     ("How many cups are there on the table?", "How many cups are on the table in this picture?"),
     ("Can you see a dog?", "Is there a dog?"),
+    ("In this picture, is there a dog?", "Is there a dog here?"),
 ]
 DIFFERENT = [
     ("What color is the dog?", "What color is the cat?"),
@@ -106,6 +131,10 @@ DIFFERENT = [
     ("Is the cup left of the plate?", "Is the cup right of the plate?"),
     ("How many cups are there?", "Are there cups?"),
     ("Is it in the car?", "Is it on the car?"),
+    ("What is this?", "What are these?"),
+    ("What is this?", "What is that there?"),
+    ("Is there a dog?", "Is this the dog?"),
+    ("Is it a dog?", "Is there a dog?"),
 ]
 
 

@@ -1,7 +1,7 @@
 """Questions that are asked twice about one image, and rows that stand there twice.
 
 Two questions are the same if their words are, in their order, apart from case, punctuation and words that only frame a
-question ("the", "in the image", "can you see"). A measure of likeness would also drop "Is the cup left of the plate?" beside
+question ("the", "in the image", "can you see", "is there"). A measure of likeness would also drop "Is the cup left of the plate?" beside
 "Is the cup right of the plate?", which differ in a tenth of their words and in all of their meaning.
 """
 
@@ -18,15 +18,17 @@ _FRAMES = (
     r"\b(in|of|on|from|within) (the|this|that) (image|picture|photo|photograph|scene)\b",
     r"\b(can|could|do|would) you (please )?(see|tell me|tell|describe|say)\b",
     r"\b(please|shown|visible|depicted|pictured|seen|here)\b",
-    r"\b(a|an|the|is|are|there|it|that|this|these|those)\b",
+    r"\b(a|an|the)\b",
 )
 _FRAME = re.compile("|".join(_FRAMES))
+_THERE = re.compile(r"^(is|are) there\b|\bthere\b")
 
 
 def question_key(question: str) -> str:
     """What near-identical questions have in common."""
     words = " ".join(re.sub(r"[^\w\s]", " ", question.lower().replace("colour", "color")).split())
-    return " ".join(_FRAME.sub(" ", words).split()) or words
+    bare = " ".join(_FRAME.sub(" ", words).split())
+    return " ".join(_THERE.sub(" ", bare).split()) or words
 
 
 @dataclass

@@ -27,18 +27,35 @@ REASONS = (
 that was asked for; a question without an answer; too few or too many turns; it names the captions or boxes it was made
 from; it speaks of what it cannot do; it has the marker that stands for the image."""
 
+_SOURCES = r"(description|sentence|information|text\s+description)s?"
+_WHICH = r"((first|second|third|fourth|fifth|last|other)\s+)?"
+_SAYS = r"(say|mention|state|describe|indicate|suggest|tell|do\s+not|does\s+not|doesn't|don't)"
+_FROM = r"(according\s+to|based\s+(up)?on|judging\s+(by|from)|(mentioned|stated|described)\s+in|as\s+per)"
+_NUMBER = r"(0?\.\d+|[01](\.0+)?)(?![\d.]*\d)"
+
 SOURCE_WORDS = (
     r"\bcaption(s|ed|ing)?\b",
     r"\bbounding[\s-]?box(es)?\b",
     r"\bb(ound)?box(es)?\b",
     r"\bcoordinates?\b",
     r"\bannotat(ions?|ed)\b",
-    r"\b(given|provided|supplied)\s+(description|sentence|context|data|information|text)s?\b",
+    r"\b(given|provided|supplied)\s+(description|sentence|context|data|information|text|detail)s?\b",
+    r"\bdetails?\s+(that\s+(is|are|was|were)\s+)?(provided|supplied)\b",
     r"\b(above|following|five|input)\s+(description|sentence)s?\b",
     r"\b(description|sentence|context|data|information|text)s?\s+(that\s+(is|are|was|were)\s+)?(given|provided|supplied)\b",
-    r"\b(according\s+to|based\s+on|judging\s+by|mentioned\s+in|stated\s+in|described\s+in|as\s+per|from)\s+(the|this|these|my|your)\s+(description|sentence|information|text\s+description)s?\b",
-    r"\b(the|these|one\s+of\s+the)\s+(description|sentence)s?\s+(say|mention|state|describe|indicate|suggest|tell|do\s+not|does\s+not|doesn't|don't)",
+    rf"\b({_FROM}|from)\s+(the|this|these|my|your)\s+{_WHICH}{_SOURCES}\b",
+    rf"\b(the|these|this|one|another|each|both|some|several|most|all|((one|some|most|all|each|none)\s+of\s+)the)\s+{_WHICH}(description|sentence)s?\s+{_SAYS}",
+    r"\b(image|picture|photo|scene)\s+descriptions?\b",
+    # The text on a sign is in the image; a text that is nowhere is what the model was given.
+    rf"\b{_FROM}\s+(the|this)\s+text\b(?!\s+(on|of|in|at|above|below|under|beside|across|written|printed|painted|displayed|shown|visible|that|which))",
+    r"\b(location|position|extent|area)s?\s+(is|are)\s+(given|defined|indicated|described|specified|denoted)\s+by\s+(the|a|its|their|this|these)\s+box(es)?\b",
+    r"\bcategory\s+(label|name)s?\b",
+    r"\bobject\s+(categor(y|ies)|labels?)\b",
+    r"\blabels?\s+(for|of)\s+the\s+objects?\b",
     r"[\[(]\s*[01]?\.\d+\s*,\s*[01]?\.?\d*",
+    # Without brackets only where a place is meant, or a whole box: two small numbers may be prices or litres.
+    rf"\b(at|from|to|near|around|between|spans?|spanning|located|placed|positioned)\s+0?\.\d+\s*,\s*{_NUMBER}",
+    rf"(?<![\d.])0?\.\d+\s*,\s*{_NUMBER}\s*,\s*{_NUMBER}\s*(,|,?\s*and\b)\s*{_NUMBER}",
     r"\b[xy][12]\b",
 )
 """What tells of the source, as regular expressions without regard to case."""
