@@ -1,7 +1,9 @@
 """Any server with OpenAI's ``/v1/chat/completions``: OpenAI, vLLM, llama.cpp, Ollama, ``transformers serve``.
 
-A request has a time limit as a whole: a server that sends a byte now and then does not hold a thread for ever. The key for
-the server is read from an environment variable and goes into the header alone; it is cut out of messages of the server.
+A time limit holds for each wait and for the body as a whole, so a server that sends a byte of an answer now and then does not
+hold a thread for ever. One that sends its header lines so slowly can: httpx counts no time over these, and gives up at their
+size. The key for the server is read from an environment variable and goes into the header alone; it is cut out of messages of
+the server.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class OpenAiCompatible:
         api_key_variable (`str`, *optional*): The environment variable that holds the key. By default
             ``OPENAI_API_KEY`` for OpenAI's address, and no key for any other.
         concurrency (`int`, *optional*, defaults to 8): Requests under way at once.
-        timeout (`float`, *optional*, defaults to 120.0): Seconds for a request as a whole.
+        timeout (`float`, *optional*, defaults to 120.0): Seconds of silence, and from sending to the end of the body; the
+            second is not looked at before the answer's headers are there.
         max_tokens_field (`str`, *optional*, defaults to `"max_tokens"`): What the server calls the longest answer;
             OpenAI's newer models want ``"max_completion_tokens"``.
 

@@ -27,7 +27,7 @@ class EndpointOptions:
         local (`str`, *optional*): Folder or Hub id of a causal language model to run here, in place of a server.
         api_key_variable (`str`, *optional*): The environment variable that holds the server's key.
         concurrency (`int`, *optional*, defaults to 8): Requests under way at once.
-        timeout (`float`, *optional*, defaults to 120.0): Seconds for a request as a whole.
+        timeout (`float`, *optional*, defaults to 120.0): Seconds for a request, see `OpenAiCompatible`.
         max_tokens_field (`str`, *optional*, defaults to `"max_tokens"`): Or ``"max_completion_tokens"``.
         requests_per_minute (`int`, *optional*): Limit of requests.
         tokens_per_minute (`int`, *optional*): Limit of tokens.
