@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of shapes_dialogues.py")
     parser.add_argument("--output", type=Path, required=True, help="folder for models, figures and the picture")
     parser.add_argument(
-        "--steps", type=int, nargs=2, default=[400, 900], metavar="N", help="on captions, on dialogues"
+        "--steps", type=int, nargs=2, default=[400, 1200], metavar="N", help="on captions, on dialogues"
     )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--scenes", type=int, default=500, help="unseen scenes a task to ask about")

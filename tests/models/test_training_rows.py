@@ -414,7 +414,10 @@ def test_bad_rows_are_named(bad: Any, words: list[str], is_encoder_decoder: bool
 
 def test_rows_that_a_template_or_tokenizer_cannot_align() -> None:
     chat = {"messages": [user("a"), assistant("b")]}
+    words = "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
     with pytest.raises(ValueError, match="row 0: the chat template marks 0 of 1 assistant turns"):
+        processor(chat_template=words).encode_examples([chat])
+    with pytest.raises(ValueError, match="row 0: the chat template is for messages of text alone"):
         processor(chat_template="{{ messages }}").encode_examples([chat])
     several = {"prompt": [user("a")], "completion": [assistant("b"), user("c"), assistant("d")]}
     assert processor().encode_examples([several])

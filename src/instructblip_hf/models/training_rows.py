@@ -168,7 +168,10 @@ def _read_messages(
         raise ValueError(f'{name}: "completion" has {trained} assistant turns; a sequence-to-sequence row has one')
     # A sequence-to-sequence encoder has one end token, at its end; a causal row one after each answer.
     end_token = "" if is_encoder_decoder else processor.tokenizer.eos_token
-    texts, spans = processor.render([normalized], return_spans=True, eos_token=end_token)
+    try:
+        texts, spans = processor.render([normalized], return_spans=True, eos_token=end_token)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     if len(spans[0]) != answers:
         raise ValueError(
             f"{name}: the chat template marks {len(spans[0])} of {answers} assistant turns with "
