@@ -40,6 +40,8 @@ def run_convert(
     missing = [source for source in sources if not source.exists()]
     if missing:
         fail(*(f"there is no {source}" for source in missing))
+    if report is not None and report.exists():
+        fail(f"--report: {report} is there already")
     writes_lavis = output.suffix in LAVIS_SUFFIXES
     reads_folder = sources[0].is_dir()
     if writes_lavis and (not reads_folder or len(sources) != 1):
@@ -64,8 +66,6 @@ def run_convert(
     if foreign:
         kind = "a LAVIS file" if writes_lavis else "a folder"
         fail(f"{', '.join(foreign)} cannot be used where {kind} is written")
-    if report is not None and report.exists():
-        fail(f"--report: {report} is there already")
     with user_errors():
         given = {name: value for name, value in to_folder.items() if value is not None}
         if "dtype" in given:
@@ -91,9 +91,7 @@ def run_convert(
             logging.set_verbosity(verbosity)
         if report is not None:
             done.save(report)
-    print("\n".join(done.lines()))
-    if report is not None:
-        print(f"every tensor is in {report}")
+    _tell(done, report)
 
 
 def _is_llavas(source: Path) -> bool:
@@ -111,8 +109,6 @@ def _convert_llava(source: Path, output: Path, report: Path | None, options: dic
     foreign = [f"--{name.replace('_', '-')}" for name in given if name not in taken]
     if foreign:
         fail(f"{', '.join(foreign)} cannot be used with {source}, a folder of LLaVA's own code")
-    if report is not None and report.exists():
-        fail(f"--report: {report} is there already")
     with user_errors():
         if "dtype" in given:
             check_dtype(given["dtype"])
@@ -128,6 +124,10 @@ def _convert_llava(source: Path, output: Path, report: Path | None, options: dic
         done = convert_llava(source, output, FromLlava(**given))
         if report is not None:
             done.save(report)
+    _tell(done, report)
+
+
+def _tell(done: Any, report: Path | None) -> None:
     print("\n".join(done.lines()))
     if report is not None:
         print(f"every tensor is in {report}")

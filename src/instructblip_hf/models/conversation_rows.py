@@ -19,14 +19,13 @@ from typing import Any
 from ..constants import IGNORE_INDEX
 from .chat import instruction_of
 from .prompt_tokens import TokenRow, pad_rows, truncate_row
-from .training_rows import TrainingRows, images_of_row, read_conversation
+from .training_rows import TextRow, TrainingRows, form_of_row, images_of_row, read_conversation
 
 
 logger = logging.getLogger(__name__)
 
 # In place of the number of an answer, for tokens that are not learnt.
 _NO_ANSWER = -1
-_ALLOWED_KEYS = '"prompt" and "completion", or "messages", with "images" (a list) or "image" where it has any'
 
 
 @dataclass
@@ -102,22 +101,11 @@ def encode_conversation_rows(
 def _read_row(processor: Any, example: Mapping[str, Any], index: int, opener: str) -> _Row:
     name = f"row {index}"
     images = images_of_row(example, name)
-    messages, prompt, completion = example.get("messages"), example.get("prompt"), example.get("completion")
-    if messages is not None:
-        row = _read_messages(processor, messages, None, images, name, opener)
-    elif prompt is None or completion is None:
-        raise ValueError(f"{name} needs {_ALLOWED_KEYS}; it has {sorted(map(str, example))}")
-    elif isinstance(prompt, str) and isinstance(completion, str):
-        row = _read_strings(processor, prompt, completion, images, name, opener)
-    elif isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple)):
-        if not completion:
-            raise ValueError(f'{name}: "completion" is empty')
-        row = _read_messages(processor, [*prompt, *completion], len(completion), images, name, opener)
+    form = form_of_row(example, name)
+    if isinstance(form, TextRow):
+        row = _read_strings(processor, form.prompt, form.completion, images, name, opener)
     else:
-        raise ValueError(
-            f'{name}: "prompt" and "completion" must both be text or both be lists of messages, got '
-            f"{type(prompt).__name__} and {type(completion).__name__}"
-        )
+        row = _read_messages(processor, form.messages, form.completion_length, images, name, opener)
     for start, stop in row.learnt:
         if processor.image_token in row.text[start:stop]:
             raise ValueError(f"{name}: an answer holds the image marker {processor.image_token}")
@@ -125,8 +113,6 @@ def _read_row(processor: Any, example: Mapping[str, Any], index: int, opener: st
 
 
 def _read_strings(processor: Any, prompt: str, completion: str, images: list[Any], name: str, opener: str) -> _Row:
-    if not completion.strip():
-        raise ValueError(f'{name}: "completion" is empty')
     if processor.user_turn(prompt, len(images)) != prompt:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion.strip()}]
         return _read_messages(processor, turns, None, images, name, opener)

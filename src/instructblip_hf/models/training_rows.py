@@ -102,22 +102,11 @@ def encode_training_rows(
 def _read_row(processor: Any, example: Mapping[str, Any], index: int, is_encoder_decoder: bool) -> _Row:
     name = f"row {index}"
     images = images_of_row(example, name)
-    messages, prompt, completion = example.get("messages"), example.get("prompt"), example.get("completion")
-    if messages is not None:
-        row = _read_messages(processor, messages, None, images, name, is_encoder_decoder)
-    elif prompt is None or completion is None:
-        raise ValueError(f"{name} needs {_ALLOWED_KEYS}; it has {sorted(map(str, example))}")
-    elif isinstance(prompt, str) and isinstance(completion, str):
-        row = _read_strings(processor, prompt, completion, images, name)
-    elif isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple)):
-        if not completion:
-            raise ValueError(f'{name}: "completion" is empty')
-        row = _read_messages(processor, [*prompt, *completion], len(completion), images, name, is_encoder_decoder)
+    form = form_of_row(example, name)
+    if isinstance(form, TextRow):
+        row = _read_strings(processor, form.prompt, form.completion, images, name)
     else:
-        raise ValueError(
-            f'{name}: "prompt" and "completion" must both be text or both be lists of messages, got '
-            f"{type(prompt).__name__} and {type(completion).__name__}"
-        )
+        row = _read_messages(processor, form.messages, form.completion_length, images, name, is_encoder_decoder)
     for answer in row.segments[1::2]:
         if processor.image_token in answer:
             raise ValueError(f"{name}: an answer holds the image marker {processor.image_token}")
@@ -127,6 +116,47 @@ def _read_row(processor: Any, example: Mapping[str, Any], index: int, is_encoder
             raise ValueError(f'{name}: "qformer_text" must be text, got {type(instruction).__name__}')
         row.instruction = instruction
     return row
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """A prompt and a completion as text."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class MessagesRow:
+    """A conversation, and how many messages at its end are the completion; `None` where all answers are to be learnt."""
+
+    messages: Any
+    completion_length: int | None
+
+
+def form_of_row(example: Mapping[str, Any], name: str) -> TextRow | MessagesRow:
+    """Which of TRL's forms a row has, which errors call ``name``.
+
+    Raises:
+        ValueError: If it has none of them.
+    """
+    messages, prompt, completion = example.get("messages"), example.get("prompt"), example.get("completion")
+    if messages is not None:
+        return MessagesRow(messages, None)
+    if prompt is None or completion is None:
+        raise ValueError(f"{name} needs {_ALLOWED_KEYS}; it has {sorted(map(str, example))}")
+    if isinstance(prompt, str) and isinstance(completion, str):
+        if not completion.strip():
+            raise ValueError(f'{name}: "completion" is empty')
+        return TextRow(prompt, completion)
+    if isinstance(prompt, (list, tuple)) and isinstance(completion, (list, tuple)):
+        if not completion:
+            raise ValueError(f'{name}: "completion" is empty')
+        return MessagesRow([*prompt, *completion], len(completion))
+    raise ValueError(
+        f'{name}: "prompt" and "completion" must both be text or both be lists of messages, got '
+        f"{type(prompt).__name__} and {type(completion).__name__}"
+    )
 
 
 def images_of_row(example: Any, name: str) -> list[Any]:
@@ -147,8 +177,6 @@ def images_of_row(example: Any, name: str) -> list[Any]:
 
 def _read_strings(processor: Any, prompt: str, completion: str, images: list[Any], name: str) -> _Row:
     answer = completion.strip()
-    if not answer:
-        raise ValueError(f'{name}: "completion" is empty')
     gap = " " if prompt and not prompt[-1].isspace() else ""
     instruction = processor._without_special_tokens(prompt)
     return _Row(name, images, instruction, [processor.mark_images(prompt, len(images)), gap + answer])
@@ -349,4 +377,14 @@ def _close(answer: list[int], end_id: int, max_length: int | None) -> tuple[list
     return [*answer, end_id], False
 
 
-__all__ = ["TrainingRows", "encode_answer", "encode_target", "encode_training_rows", "images_of_row"]
+__all__ = [
+    "MessagesRow",
+    "TextRow",
+    "TrainingRows",
+    "encode_answer",
+    "encode_target",
+    "encode_training_rows",
+    "form_of_row",
+    "images_of_row",
+    "read_conversation",
+]

@@ -89,7 +89,69 @@ class PackedExamples:
         return pickle.loads(memoryview(self._data)[start : self._ends[index]])
 
 
-class CatalogDataset:
+class ReadExamples:
+    """Examples that were read from files, as a map-style dataset. The readers set ``image_root`` and call [`_keep`]."""
+
+    image_root: Path
+    bad_rows: int
+
+    def _keep(self, rows: Iterable[tuple[str, Example | str]], label: str, max_bad_rows: int, emptied: str) -> None:
+        """Keeps examples whose paths stay in the image folder.
+
+        Args:
+            rows (`Iterable`): Where a row stands, and its example or what is wrong with it.
+            label (`str`): What warnings and errors call the rows.
+            max_bad_rows (`int`): How many malformed rows may be left out, with a warning that counts them.
+            emptied (`str`): What has no rows, where there is none.
+
+        Raises:
+            RowFileError: For more malformed rows than that.
+            ValueError: If there is no row.
+        """
+        self._label = label
+        self._examples = PackedExamples()
+        self.bad_rows = 0
+        problems: list[str] = []
+        for where, example in rows:
+            if not isinstance(example, str):
+                try:
+                    check_paths(example, self.image_root)
+                    self._examples.append(example)
+                    continue
+                except ValueError as error:
+                    example = str(error)
+            self.bad_rows += 1
+            if self.bad_rows <= SHOWN_PROBLEMS:
+                problems.append(f"{where}: {example}")
+        if self.bad_rows > max_bad_rows:
+            more = self.bad_rows - SHOWN_PROBLEMS
+            raise RowFileError(problems + ([f"... and {more} more"] if more > 0 else []))
+        if problems:
+            logger.warning("%s: %d malformed rows left out, the first %s", label, self.bad_rows, problems[0])
+        if not len(self._examples):
+            raise ValueError(f"{emptied} has no rows")
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example, with paths of files that are there.
+
+        Raises:
+            ValueError: If an image is missing, naming the row.
+        """
+        example = self._examples[index]
+        try:
+            return resolve_images(example, self.image_root)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self._label} {example['id']}: {error}") from error
+
+    def peek(self, index: int, epoch: int = 0) -> Example:
+        """The example, with image paths as in the file, which are not looked for; `epoch` makes no difference."""
+        return self._examples[index]
+
+
+class CatalogDataset(ReadExamples):
     """A split of a dataset of the catalog, read from its official files.
 
     Args:
@@ -123,47 +185,8 @@ class CatalogDataset:
         self.image_root = Path(root if image_root is None else image_root)
         if not self.image_root.is_dir():
             raise FileNotFoundError(f"image_root: there is no folder {self.image_root}")
-        self._examples = PackedExamples()
-        self.bad_rows = 0
-        problems: list[str] = []
         rows = (row for part in split.split("+") for row in iter_split(name, root, part))
-        for where, example in rows:
-            if not isinstance(example, str):
-                try:
-                    check_paths(example, self.image_root)
-                    self._examples.append(example)
-                    continue
-                except ValueError as error:
-                    example = str(error)
-            self.bad_rows += 1
-            if self.bad_rows <= SHOWN_PROBLEMS:
-                problems.append(f"{where}: {example}")
-        if self.bad_rows > max_bad_rows:
-            more = self.bad_rows - SHOWN_PROBLEMS
-            raise RowFileError(problems + ([f"... and {more} more"] if more > 0 else []))
-        if problems:
-            logger.warning("%s %s: %d malformed rows left out, the first %s", name, split, self.bad_rows, problems[0])
-        if not len(self._examples):
-            raise ValueError(f"{name} {split} in {root} has no rows")
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> Example:
-        """The example, with paths of files that are there.
-
-        Raises:
-            ValueError: If an image is missing, naming the row.
-        """
-        example = self._examples[index]
-        try:
-            return resolve_images(example, self.image_root)
-        except FileNotFoundError as error:
-            raise ValueError(f"{self.name} {self.split} {example['id']}: {error}") from error
-
-    def peek(self, index: int, epoch: int = 0) -> Example:
-        """The example, with image paths as in the file, which are not looked for; `epoch` makes no difference."""
-        return self._examples[index]
+        self._keep(rows, f"{name} {split}", max_bad_rows, f"{name} {split} in {root}")
 
 
 def hub_examples(
@@ -307,6 +330,7 @@ __all__ = [
     "CatalogDataset",
     "HubDataset",
     "PackedExamples",
+    "ReadExamples",
     "hub_examples",
     "iter_split",
     "local_images",

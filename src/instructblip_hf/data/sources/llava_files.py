@@ -7,23 +7,18 @@ mix of LLaVA 1.5 (``llava_v1_5_mix665k``, with rows of text alone), and the capt
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..jsonl import SHOWN_PROBLEMS, RowFileError
 from ..schema import Example
-from .datasets import PackedExamples
+from .datasets import ReadExamples
 from .fields import identifier, images_of
 from .files import streamed_json_rows
 from .llava_instruct import llava_messages
-from .paths import check_paths, resolve_images
 
 
-logger = logging.getLogger(__name__)
-
-
-class LlavaFileDataset:
+class LlavaFileDataset(ReadExamples):
     """Conversations of a file ``[{"id", "image", "conversations": [{"from", "value"}]}]``, as examples.
 
     Args:
@@ -53,48 +48,14 @@ class LlavaFileDataset:
         if not self.image_root.is_dir():
             raise FileNotFoundError(f"image_root: there is no folder {self.image_root}")
         self.name = name or self.path.stem
-        self._examples = PackedExamples()
-        self.bad_rows = 0
-        problems: list[str] = []
+        self._keep(self._rows(), self.name, max_bad_rows, str(self.path))
+
+    def _rows(self) -> Iterator[tuple[str, Example | str]]:
         for number, (where, row) in enumerate(streamed_json_rows(self.path)):
-            problem = row
-            if not isinstance(row, str):
-                try:
-                    example = _example(row, self.name, number)
-                    check_paths(example, self.image_root)
-                    self._examples.append(example)
-                    continue
-                except ValueError as error:
-                    problem = str(error)
-            self.bad_rows += 1
-            if self.bad_rows <= SHOWN_PROBLEMS:
-                problems.append(f"{where}: {problem}")
-        if self.bad_rows > max_bad_rows:
-            more = self.bad_rows - SHOWN_PROBLEMS
-            raise RowFileError(problems + ([f"... and {more} more"] if more > 0 else []))
-        if problems:
-            logger.warning("%s: %d malformed rows left out, the first %s", self.name, self.bad_rows, problems[0])
-        if not len(self._examples):
-            raise ValueError(f"{self.path} has no rows")
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> Example:
-        """The example, with paths of files that are there.
-
-        Raises:
-            ValueError: If an image is missing, naming the row.
-        """
-        example = self._examples[index]
-        try:
-            return resolve_images(example, self.image_root)
-        except FileNotFoundError as error:
-            raise ValueError(f"{self.name} {example['id']}: {error}") from error
-
-    def peek(self, index: int, epoch: int = 0) -> Example:
-        """The example, with image paths as in the file, which are not looked for; `epoch` makes no difference."""
-        return self._examples[index]
+            try:
+                yield where, row if isinstance(row, str) else _example(row, self.name, number)
+            except ValueError as error:
+                yield where, str(error)
 
 
 def _example(row: Any, name: str, number: int) -> Example:
