@@ -63,7 +63,9 @@ def test_captions_end_where_the_chat_template_ends_answers(monkeypatch):
 
     monkeypatch.setattr(maker.model, "generate", generate)
     assert maker.captions(IMAGES, KEYS) == [["blue circle"]] * len(IMAGES)
-    assert (asked["stop_strings"], asked["tokenizer"]) == (["red"], processor.tokenizer)
+    stops = asked["stopping_criteria"](said, None)
+    assert stops.tolist() == [False]
+    assert asked["stopping_criteria"](said[:, :-1], None).tolist() == [True]
 
 
 @pytest.mark.parametrize(("kind", "family"), MODELS)

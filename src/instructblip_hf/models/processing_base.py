@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin, StoppingCriteriaList
 from transformers.processing_utils import ProcessingKwargs
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -21,6 +21,7 @@ from ..utils.same_images import distinct_images, source_key
 from .chat import DEFAULT_CHAT_TEMPLATE, RenderedInstructions, fill_images, instruction_of, normalize_conversation
 from .prompt_tokens import encode_texts, pad_rows, truncate_row
 from .sample_images import images_of_samples, is_given
+from .stopping_criteria import StopAtText
 from .training_rows import TrainingRows, encode_answer, encode_target, encode_training_rows
 
 
@@ -594,8 +595,9 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     def generation_options(self) -> dict[str, Any]:
         """What ``model.generate`` needs to stop where an answer ends; empty where the end token ends it."""
-        stop_strings = self.stop_strings
-        return {"stop_strings": stop_strings, "tokenizer": self.tokenizer} if stop_strings else {}
+        if not self.stop_strings:
+            return {}
+        return {"stopping_criteria": StoppingCriteriaList([StopAtText(self._answer_texts, self.stop_strings)])}
 
     def answers(self, sequences: Any) -> list[str]:
         """Answers out of completions: without special tokens, what ends an answer, and white space around it.
@@ -603,10 +605,13 @@ class VisionLanguageProcessor(ProcessorMixin):
         Args:
             sequences (`torch.LongTensor`): Shape (batch, tokens), of ``generate`` with ``return_full_text=False``.
         """
-        texts = self.batch_decode(sequences, skip_special_tokens=True)
+        texts = self._answer_texts(sequences)
         for ending in self.stop_strings:
             texts = [text.partition(ending)[0] for text in texts]
         return [text.strip() for text in texts]
+
+    def _answer_texts(self, sequences: Any) -> list[str]:
+        return self.batch_decode(sequences, skip_special_tokens=True)
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any

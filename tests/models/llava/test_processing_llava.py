@@ -213,6 +213,7 @@ def test_generation_stops_where_training_ends_an_answer(template, ending):
         model = stock_llava(
             text_config={**stock_llava().config.text_config.to_dict(), "vocab_size": len(processor.tokenizer)}
         )
+        prompt = processor.tokenizer(f"### Human: What?{ending}", return_tensors="pt")["input_ids"]
         told = iter([*ids, *ids])
 
         class Says(transformers.LogitsProcessor):
@@ -221,9 +222,10 @@ def test_generation_stops_where_training_ends_an_answer(template, ending):
                 scores[:, next(told)] = 0
                 return scores
 
-        tokens = model.generate(torch.tensor([[1, 5]]), logits_processor=[Says()], max_new_tokens=40, **options)
-        assert processor.answers(tokens[:, 2:]) == ["A red circle"]
-        assert tokens.shape[1] - 2 < len(ids)
+        tokens = model.generate(prompt, logits_processor=[Says()], max_new_tokens=40, **options)
+        said = tokens[:, prompt.shape[1] :]
+        assert processor.answers(said) == ["A red circle"]
+        assert processor.tokenizer.decode(said[0]) == f"A red circle{ending}"
 
 
 def test_templates_that_teach_no_end_are_refused_in_training():
