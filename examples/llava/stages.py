@@ -5,8 +5,9 @@
 
 Vision tower and language model are those of the bundled pre-trained checkpoint. LLaVA's first stage trains a new connector on
 captions, its second connector and language model on the dialogues (arXiv 2304.08485, section 4.2); once with the paper's
-linear layer and once with the two layers of LLaVA 1.5. InstructBLIP trains a new Q-Former on the same captions and dialogues,
-its language model frozen. All answer the same questions about scenes that none has seen.
+linear layer and once with the two layers of LLaVA 1.5. InstructBLIP trains a new Q-Former on the same dialogues, its language
+model frozen, with a row for each question, since its Q-Former looks at the image for that question; captions without one would
+teach it to read none. All answer the same questions about scenes that none has seen.
 
 Each training is a folder; a run that was stopped goes on with what is missing. ``results.json`` has the figures, ``stages.png``
 a picture of them.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +50,10 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, nargs=2, default=[400, 1200], metavar="N", help="on captions, on dialogues"
     )
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="captions or dialogues a step; questions twice that"
+    )
+    parser.add_argument("--question-steps", type=int, default=2800, metavar="N", help="of InstructBLIP")
     parser.add_argument("--scenes", type=int, default=500, help="unseen scenes a task to ask about")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -103,14 +108,13 @@ def trainings(args: argparse.Namespace) -> dict[str, tuple[Any, str, Any, float,
         plan[f"llava_{kind}_stage1"] = (begin, "llava-stage1", captions, 2e-3, on_captions)
         plan[f"llava_{kind}_stage2"] = (second, "llava-stage2", dialogues, 1e-3, on_dialogues)
 
-    def second_instructblip() -> Any:
-        folder = args.output / "instructblip_stage1"
-        return InstructBlipForConditionalGeneration.from_pretrained(folder), InstructBlipProcessor.from_pretrained(
-            folder
-        )
-
-    plan["instructblip_stage1"] = (begin_instructblip, "instructblip", captions, 1e-3, on_captions)
-    plan["instructblip_stage2"] = (second_instructblip, "instructblip", dialogues_image_first, 1e-3, on_dialogues)
+    plan["instructblip"] = (
+        lambda: begin_instructblip(args.seed),
+        "instructblip",
+        questions,
+        1e-3,
+        args.question_steps,
+    )
     return plan
 
 
@@ -132,11 +136,11 @@ def begin_llava(projector_type: str) -> tuple[LlavaForConditionalGeneration, Lla
     return model, processor
 
 
-def begin_instructblip() -> tuple[InstructBlipForConditionalGeneration, InstructBlipProcessor]:
+def begin_instructblip(seed: int) -> tuple[InstructBlipForConditionalGeneration, InstructBlipProcessor]:
     """The bundled checkpoint with a new Q-Former."""
     model, processor = bundled()
     # Another seed than that of the pre-training, which would bring back the weights that the other parts were trained beside.
-    reinitialize(model, ("qformer", "query_tokens", "language_projection"), seed=1_000_000)
+    reinitialize(model, ("qformer", "query_tokens", "language_projection"), seed=1_000_000 + seed)
     return model, processor
 
 
@@ -173,13 +177,28 @@ def dialogues(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def dialogues_image_first(folder: Path) -> list[dict[str, Any]]:
-    """The same with the image in front, where InstructBLIP has it."""
-    rows = dialogues(folder)
-    for row in rows:
-        content = row["messages"][0]["content"]
-        content.sort(key=lambda part: part["type"] != "image")
+def questions(folder: Path) -> list[dict[str, Any]]:
+    """The questions of the conversations in rows of their own, the image in front, where InstructBLIP has it."""
+    rows = []
+    for dialogue in dialogues(folder):
+        turns = [
+            {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
+            for message in dialogue["messages"]
+        ]
+        begin = 0
+        for place in range(0, len(turns), 2):
+            # "How big is it?" needs the exchange that named the object.
+            if not re.search(r"\b(it|its)\b", turns[place]["content"][0]["text"]):
+                begin = place
+            prompt, completion = turns[begin : place + 1], turns[place + 1 : place + 2]
+            rows.append({"images": dialogue["images"], "prompt": mark(prompt), "completion": completion})
     return rows
+
+
+def mark(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The turns with the image at their beginning."""
+    first = {**turns[0], "content": [{"type": "image"}, *turns[0]["content"]]}
+    return [first, *turns[1:]]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
