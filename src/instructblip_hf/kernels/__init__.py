@@ -1,0 +1,11 @@
+"""Fused operations of the Q-Former: attention that reads images through an index, attention over packed text, and the
+end of a sub-layer. Each is a function of tensors that picks Triton or plain torch by itself (docs/kernels.md).
+"""
+
+from .cross_attention import ImageIndex, cross_attention
+from .dispatch import why_not_triton
+from .packed_attention import packed_attention
+from .residual_norm import dropout_add_layer_norm
+
+
+__all__ = ["ImageIndex", "cross_attention", "dropout_add_layer_norm", "packed_attention", "why_not_triton"]
