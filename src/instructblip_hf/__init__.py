@@ -27,6 +27,7 @@ _PUBLIC_NAMES = {
     "Blip2QFormerModel": "models.blip_2",
     "Blip2VisionConfig": "models.blip_2",
     "Blip2VisionModel": "models.blip_2",
+    "ImageCache": "models.image_cache",
     "ImageToTextPipeline": "pipelines.image_to_text",
     "InstructBlipConfig": "models.instructblip",
     "InstructBlipForConditionalGeneration": "models.instructblip",

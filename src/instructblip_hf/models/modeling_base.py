@@ -8,8 +8,9 @@ the pass through the language model, generation and ranking by it, and handing e
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from transformers.utils import ModelOutput
 
 from .base_model_view import BaseModelView
 from .blank_images import blank_image, needs_blank_image
+from .connectors.shared_images import check_image_index
+from .image_cache import CacheOrigin, ImageCache, weights_version
 from .language_models.adapter import build_language_model, run_language_model
 from .model_part import value_or_default
 from .ranking import RankingOutput, rank_continuations
@@ -44,6 +47,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
+    # For ``get_image_features`` where nothing but the features is read.
+    _of_features_alone: ClassVar[dict[str, Any]] = {}
 
     language_model: PreTrainedModel
 
@@ -204,6 +209,88 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         """What ``get_image_features`` needs beside a blank image."""
         return {}
 
+    # --- images kept ----------------------------------------------------------------------------------------------
+
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        vision_only: bool = False,
+    ) -> ImageCache:
+        """Compute of images what does not depend on the question, to be read by any number of questions.
+
+        ``forward``, ``generate``, ``rank_candidates``, ``embed_prompt`` and ``get_image_features`` take it as
+        ``image_cache``, with ``image_index`` where images and the text's images are not one each in order. Call it under
+        `torch.no_grad` unless something of it is to train. In training mode a connector without instruction is left out, as
+        its dropout differs from pass to pass.
+
+        Args:
+            pixel_values (`torch.Tensor`, *optional*): Shape (images, 3, height, width).
+            image_embeds (`torch.Tensor`, *optional*): Vision features, in place of pixels, as in ``get_image_features``.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            vision_only (`bool`, *optional*, defaults to `False`):
+                Whether to keep the vision features alone, which take less room, and all that the connector needs to train.
+
+        Returns:
+            [`ImageCache`]: On the devices of the parts that computed it, with a row an image.
+
+        Raises:
+            ValueError: If both or neither of pixels and features are given, or the pixels are videos.
+        """
+        if (pixel_values is None) == (image_embeds is None):
+            raise ValueError("give either pixel_values or image_embeds")
+        is_given = pixel_values is None
+        if pixel_values is not None:
+            if pixel_values.dim() != 4:
+                raise ValueError(
+                    f"pixel_values of a cache have shape (images, 3, height, width), got {tuple(pixel_values.shape)}; frames "
+                    "of videos are given as images, (frames of all rows, 3, height, width)"
+                )
+            image_embeds = self._image_embeds(pixel_values, interpolate_pos_encoding)
+        embeds: Any = image_embeds
+        kept, parameters = ({}, []) if vision_only else self._beyond_image_embeds(embeds)
+        origin = CacheOrigin(
+            tower=weakref.ref(self.image_tower),
+            connector=weakref.ref(self),
+            tower_version=None if is_given else weights_version(self.image_tower.parameters()),
+            connector_version=weights_version(parameters) if kept else None,
+        )
+        return ImageCache(embeds, origin=origin, **kept)
+
+    def _image_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> torch.Tensor:
+        """What the connector reads, (images, image tokens, width)."""
+        raise NotImplementedError
+
+    def _beyond_image_embeds(self, image_embeds: torch.Tensor) -> tuple[dict[str, Any], list[nn.Parameter]]:
+        """What a cache keeps beside vision features, by name, and the weights that computed it."""
+        if self.training:
+            return {}, []
+        model: Any = self
+        features = model.get_image_features(image_embeds=image_embeds).pooler_output
+        return {"features": features}, self._connector_parameters()
+
+    def _kept_features(self, cache: ImageCache, image_index: torch.Tensor | None) -> torch.Tensor | None:
+        """What a cache has for the prompt, or `None` where that has to be computed from its vision features."""
+        if (
+            cache.features is None
+            or self.training
+            or not cache.still_holds(cache.features, self._connector_parameters())
+        ):
+            return None
+        if image_index is None:
+            return cache.features
+        index = check_image_index(image_index, len(cache))
+        return cache.features.index_select(0, index.to(cache.features.device))
+
+    def _connector_parameters(self) -> list[nn.Parameter]:
+        names = self.image_side[1:]
+        own = list(self._parameters.values())
+        return [
+            *(one for one in own if one is not None),
+            *(p for name in names for p in getattr(self, name).parameters()),
+        ]
+
     # --- forward --------------------------------------------------------------------------------------------------
 
     def _forward(
@@ -222,11 +309,11 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         """The families' ``forward``: ``images`` is for ``get_image_features``, ``kwargs`` for [`run_language_model`]."""
         model: Any = self
         if image_states is not None:
-            if images["pixel_values"] is not None or images["image_embeds"] is not None:
-                raise ValueError("give one of pixel_values, image_embeds and image_states")
+            if _has_images(images):
+                raise ValueError("give one of pixel_values, image_embeds, image_cache and image_states")
             images = {**images, "image_embeds": model.image_tower.post_layernorm(image_states)}
         features = None
-        if images["pixel_values"] is not None or images["image_embeds"] is not None:
+        if _has_images(images):
             features = model.get_image_features(
                 **images, output_hidden_states=output_hidden_states, output_attentions=output_attentions
             )
@@ -283,8 +370,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         model: Any = self
         image_features: Any = None
         pixel_values = images.get("pixel_values")
-        if pixel_values is not None or images.get("image_embeds") is not None:
-            image_features = model.get_image_features(**images).pooler_output
+        if _has_images(images):
+            image_features = model.get_image_features(**images, **self._of_features_alone).pooler_output
             if input_ids is None and inputs_embeds is None:
                 has_videos = pixel_values is not None and images.get("image_index") is None
                 rows: Any = pixel_values if has_videos else image_features
@@ -397,6 +484,10 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             chunk_size,
             return_greedy,
         )
+
+
+def _has_images(images: dict[str, Any]) -> bool:
+    return any(images.get(name) is not None for name in ("pixel_values", "image_embeds", "image_cache"))
 
 
 __all__ = ["VisionLanguageModel"]

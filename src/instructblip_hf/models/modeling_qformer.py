@@ -21,6 +21,7 @@ from .composition import grow_embeddings, kept_attention, load_language_model, l
 from .connectors.configuration_qformer import QFormerConfig
 from .connectors.qformer_model import QFormerModel, build_qformer
 from .connectors.shared_images import check_image_index
+from .image_cache import ImageCache, check_image_cache
 from .model_part import NO_SPLIT_MODULES, as_input_of
 from .modeling_base import VisionLanguageModel
 from .vision_towers.eva_vit_model import EvaVitModel
@@ -190,14 +191,25 @@ class QFormerLanguageModel(VisionLanguageModel):
         output_hidden_states: bool | None,
         output_attentions: bool | None,
         image_index: torch.Tensor | None,
+        image_cache: ImageCache | None,
+        queries_only: bool = False,
         **instruction: torch.Tensor | None,
     ) -> QFormerImageFeatures:
         """Vision tower, Q-Former and projection; ``instruction`` is for [`_instructions`]."""
-        if (pixel_values is None) == (image_embeds is None):
-            raise ValueError("give either pixel_values or image_embeds")
         vision_outputs: Any = None
+        kept: Any = None
         frames = 1
-        if pixel_values is not None:
+        if image_cache is not None:
+            check_image_cache(image_cache, self, pixel_values=pixel_values, image_embeds=image_embeds)
+            image_embeds = image_cache.image_embeds
+            if not output_hidden_states and not output_attentions:
+                pooled = self._kept_features(image_cache, image_index)
+                if pooled is not None:
+                    return QFormerImageFeatures(pooler_output=pooled)
+            kept = self._kept_keys_and_values(image_cache)
+        elif (pixel_values is None) == (image_embeds is None):
+            raise ValueError("give either pixel_values or image_embeds, or image_cache")
+        elif pixel_values is not None:
             if pixel_values.dim() == 5:
                 if image_index is not None:
                     raise ValueError(
@@ -217,11 +229,13 @@ class QFormerLanguageModel(VisionLanguageModel):
         qformer_outputs = self.qformer(
             **self._instructions(images, frames, **instruction),
             query_embeds=queries,
-            encoder_hidden_states=features.to(queries.device),
+            encoder_hidden_states=features.to(queries.device) if kept is None else None,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
             encoder_index=image_index,
+            encoder_keys_and_values=kept,
+            queries_only=queries_only,
         )
         query_output = qformer_outputs.last_hidden_state[:, : queries.shape[1]]
         # A Q-Former in float32 may stand between parts in half precision.
@@ -231,6 +245,33 @@ class QFormerLanguageModel(VisionLanguageModel):
             vision_outputs=vision_outputs,
             qformer_outputs=qformer_outputs,
         )
+
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether what stands in the prompt for an image depends on the instruction."""
+        return False
+
+    def _image_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> torch.Tensor:
+        outputs = run_vision_tower(self.vision_model, pixel_values, interpolate_pos_encoding)
+        embeds: torch.Tensor = outputs.last_hidden_state
+        return embeds
+
+    def _beyond_image_embeds(self, image_embeds: torch.Tensor) -> tuple[dict[str, Any], list[nn.Parameter]]:
+        if not self.reads_instruction:
+            return super()._beyond_image_embeds(image_embeds)
+        keys, values = zip(*self.qformer.keys_and_values(image_embeds.to(self.query_tokens.device)))
+        return {"keys": keys, "values": values}, self.qformer.key_and_value_parameters()
+
+    def _kept_keys_and_values(self, cache: ImageCache) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        """Keys and values of a cache, or `None` where they have to be computed from its features."""
+        if not cache.keys or not cache.still_holds(cache.keys[0], self.qformer.key_and_value_parameters()):
+            return None
+        device, dtype = self.query_tokens.device, self.qformer.dtype
+        if cache.keys[0].dtype != dtype and not torch.is_autocast_enabled(device.type):
+            raise ValueError(
+                f"image_cache is in {cache.keys[0].dtype}, the Q-Former in {dtype}: image_cache.to(dtype={dtype})"
+            )
+        return [(key.to(device), value.to(device)) for key, value in zip(cache.keys, cache.values)]
 
     def _instructions(self, images: int, frames: int) -> dict[str, Any]:
         """What the Q-Former is given beside queries and images; a family's arguments are those of its own inputs."""

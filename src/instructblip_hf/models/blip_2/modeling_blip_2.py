@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
+from ..image_cache import ImageCache
 from ..modeling_qformer import QFormerImageFeatures, QFormerLanguageModel, QFormerLanguageModelOutput
 from .configuration_blip_2 import Blip2Config
 from .modeling_blip_2_parts import Blip2QFormerModel, Blip2VisionModel
@@ -56,6 +57,7 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         image_index: torch.Tensor | None = None,
+        image_cache: ImageCache | None = None,
     ) -> QFormerImageFeatures:
         """Vision tower, Q-Former and projection.
 
@@ -70,17 +72,26 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
             image_index (`torch.LongTensor`, *optional*):
                 Shape (images in the text,), in reading order: for each the row of ``pixel_values`` or
                 ``image_embeds`` that it is. By default one each.
+            image_cache ([`ImageCache`], *optional*):
+                What [`encode_images`] kept of the images, in place of pixels and features; ``image_index`` then names its
+                rows.
 
         Returns:
             [`QFormerImageFeatures`]: ``pooler_output`` has shape (images, queries, language model hidden), with
             ``image_index`` (images in the text, queries, language model hidden).
 
         Raises:
-            ValueError: If both or neither of pixels and features are given, or ``image_index`` does not fit or comes
+            ValueError: If not one of pixels, features and a cache is given, the cache is of another model, or ``image_index`` does not fit or comes
                 with video.
         """
         return self._get_image_features(
-            pixel_values, image_embeds, interpolate_pos_encoding, output_hidden_states, output_attentions, image_index
+            pixel_values,
+            image_embeds,
+            interpolate_pos_encoding,
+            output_hidden_states,
+            output_attentions,
+            image_index,
+            image_cache,
         )
 
     # --- forward --------------------------------------------------------------------------------------------------
@@ -100,6 +111,7 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         image_index: torch.Tensor | None = None,
+        image_cache: ImageCache | None = None,
         image_states: torch.Tensor | None = None,
         logits_at_labels: bool = False,
         **kwargs: Any,
@@ -126,6 +138,9 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
             return_dict (`bool`, *optional*): `False` for a tuple.
             image_index (`torch.LongTensor`, *optional*):
                 Shape (images in the text,), for rows that share images, see [`get_image_features`].
+            image_cache ([`ImageCache`], *optional*):
+                Images that have been encoded, in place of pixels, see [`encode_images`]. Outputs have no
+                ``vision_outputs`` then, and where all is kept that stands in the prompt no ``qformer_outputs``.
             image_states (`torch.Tensor`, *optional*):
                 States of the vision tower before its last layer norm, in place of pixels, shape (images, image tokens,
                 vision hidden). See [`Blip2VisionModel.image_states`]; other towers have none.
@@ -146,6 +161,7 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
             "image_embeds": image_embeds,
             "interpolate_pos_encoding": interpolate_pos_encoding,
             "image_index": image_index,
+            "image_cache": image_cache,
         }
         return self._forward(
             images,
@@ -174,6 +190,7 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
         interpolate_pos_encoding: bool = False,
         return_full_text: bool = True,
         image_index: torch.Tensor | None = None,
+        image_cache: ImageCache | None = None,
         **generate_kwargs: Any,
     ) -> torch.Tensor | ModelOutput:
         """Describe or answer. The images are encoded once, also for beams and several sequences.
@@ -185,7 +202,7 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
             return_full_text (`bool`, *optional*, defaults to `True`):
                 Whether a causal model's sequences start with the prompt, as stock transformers returns them.
                 `False` returns the completion alone. Sequence-to-sequence models never return the prompt.
-            image_index (`torch.LongTensor`, *optional*): As in [`forward`].
+            image_index (`torch.LongTensor`, *optional*), image_cache ([`ImageCache`], *optional*): As in [`forward`].
             generate_kwargs: As for `transformers.GenerationMixin.generate`; defaults are ``generation_config``'s.
 
         Returns:
@@ -202,6 +219,7 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
             image_embeds=image_embeds,
             interpolate_pos_encoding=interpolate_pos_encoding,
             image_index=image_index,
+            image_cache=image_cache,
         )
         return self.generate_from_embeddings(
             inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs

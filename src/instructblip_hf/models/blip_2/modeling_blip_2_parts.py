@@ -6,6 +6,7 @@ embeddings of the first stage outside of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,6 +86,8 @@ class Blip2QFormerModel(QFormerModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         encoder_index: torch.Tensor | None = None,
+        encoder_keys_and_values: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        queries_only: bool = False,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
         """Run queries, text embeddings or both.
 
@@ -93,7 +96,7 @@ class Blip2QFormerModel(QFormerModel):
             query_length (`int`, *optional*): How many of them are queries; by default all.
             attention_mask (`torch.Tensor`, *optional*): Over queries and text, see [`QFormerModel.encode`].
             encoder_hidden_states, encoder_attention_mask, output_hidden_states, output_attentions, return_dict,
-            encoder_index: As in [`QFormerModel.encode`].
+            encoder_index, encoder_keys_and_values, queries_only: As in [`QFormerModel.encode`].
 
         Returns:
             `BaseModelOutputWithPoolingAndCrossAttentions`: ``last_hidden_state`` (batch, queries + text, hidden).
@@ -119,6 +122,8 @@ class Blip2QFormerModel(QFormerModel):
             output_attentions,
             return_dict,
             encoder_index,
+            encoder_keys_and_values,
+            queries_only,
         )
 
 

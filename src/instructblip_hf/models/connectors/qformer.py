@@ -7,6 +7,7 @@ checkpoints (LAVIS `Qformer.py` in transformers' naming).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,14 +86,22 @@ class QFormerMultiHeadAttention(nn.Module):
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, tokens, head size]
 
+    def keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of (batch, tokens, source size), each (batch, tokens, hidden)."""
+        return self.key(source), self.value(source)
+
     def forward(
         self,
         hidden_states: torch.Tensor,
-        source: torch.Tensor,
+        source: Any,
         attention_mask: torch.Tensor | None,
         shared: SharedImages | None = None,
+        key: torch.Tensor | None = None,
+        value: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value = self.query(hidden_states), self.key(source), self.value(source)
+        query = self.query(hidden_states)
+        if key is None or value is None:
+            key, value = self.keys_and_values(source)
         if shared is not None:
             query, key, value = shared.gather_queries(query), shared.copy_keys(key), shared.copy_keys(value)
         output, probabilities = attend(
@@ -136,9 +145,11 @@ class QFormerAttention(nn.Module):
         source: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         shared: SharedImages | None = None,
+        key: torch.Tensor | None = None,
+        value: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, probabilities = self.attention(
-            hidden_states, hidden_states if source is None else source, attention_mask, shared
+            hidden_states, hidden_states if source is None else source, attention_mask, shared, key, value
         )
         return self.output(attended, hidden_states), probabilities
 
@@ -178,17 +189,24 @@ class QFormerLayer(GradientCheckpointingLayer):
         encoder_attention_mask: torch.Tensor | None,
         query_length: int,
         shared: SharedImages | None = None,
+        key: torch.Tensor | None = None,
+        value: torch.Tensor | None = None,
+        queries_only: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        hidden_states, self_probabilities = self.attention(hidden_states, attention_mask=attention_mask)
+        source = None
+        if queries_only:  # the text is read, and nothing is made of it
+            source, hidden_states = hidden_states, hidden_states[:, :query_length]
+            attention_mask = attention_mask[..., :query_length, :] if attention_mask is not None else None
+        hidden_states, self_probabilities = self.attention(hidden_states, source, attention_mask)
         queries, text = hidden_states[:, :query_length], hidden_states[:, query_length:]
         cross_probabilities = None
         streams = []
         if query_length:
             if self.has_cross_attention:
-                if encoder_hidden_states is None:
+                if encoder_hidden_states is None and key is None:
                     raise ValueError("encoder_hidden_states are needed: the queries attend to the image")
                 queries, cross_probabilities = self.crossattention(
-                    queries, encoder_hidden_states, encoder_attention_mask, shared
+                    queries, encoder_hidden_states, encoder_attention_mask, shared, key, value
                 )
             streams.append(self.output_query(self.intermediate_query(queries), queries))
         if text.shape[1]:
@@ -214,13 +232,25 @@ class QFormerEncoder(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         shared: SharedImages | None = None,
+        keys_and_values: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        queries_only: bool = False,
     ) -> BaseModelOutputWithCrossAttentions:
         all_hidden_states: tuple[torch.Tensor, ...] | None = (hidden_states,) if output_hidden_states else None
         attentions: tuple[torch.Tensor, ...] | None = () if output_attentions else None
         cross_attentions: tuple[torch.Tensor, ...] | None = () if output_attentions else None
-        for layer in self.layer:
+        kept = iter(keys_and_values or ())
+        for number, layer in enumerate(self.layer, start=1):
+            key, value = next(kept) if keys_and_values and layer.has_cross_attention else (None, None)
             hidden_states, self_probabilities, cross_probabilities = layer(
-                hidden_states, encoder_hidden_states, attention_mask, encoder_attention_mask, query_length, shared
+                hidden_states,
+                encoder_hidden_states,
+                attention_mask,
+                encoder_attention_mask,
+                query_length,
+                shared,
+                key,
+                value,
+                queries_only and number == len(self.layer),
             )
             if all_hidden_states is not None:
                 all_hidden_states += (hidden_states,)

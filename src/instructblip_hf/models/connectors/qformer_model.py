@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 from ..attention import check_attentions_available
 from ..composition import load_part
-from ..model_part import ModelPart, value_or_default
+from ..model_part import ModelPart, as_input_of, value_or_default
 from .configuration_qformer import QFormerConfig
 from .qformer import QFormerEncoder
 from .qformer_from_bert import bert_shape, copy_bert_weights
@@ -40,6 +41,8 @@ class QFormerModel(ModelPart):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         encoder_index: torch.Tensor | None = None,
+        encoder_keys_and_values: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        queries_only: bool = False,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
         """Run the layers on normalised states, queries first.
 
@@ -57,6 +60,12 @@ class QFormerModel(ModelPart):
             return_dict (`bool`, *optional*): `False` for a tuple.
             encoder_index (`torch.LongTensor`, *optional*):
                 Shape (batch,), the image that each row reads, so that rows share its keys and values.
+            encoder_keys_and_values (`Sequence[tuple[torch.Tensor, torch.Tensor]]`, *optional*):
+                What [`keys_and_values`] made of the image features, in their place.
+            queries_only (`bool`, *optional*, defaults to `False`):
+                Whether only the queries' states are wanted, so that the last layer makes nothing of the text's.
+                ``last_hidden_state`` then has the queries alone, unless states of all layers are asked for, or the text's
+                weights of that layer train and would get no gradient.
 
         Returns:
             `BaseModelOutputWithPoolingAndCrossAttentions`: ``last_hidden_state`` (batch, queries + text, hidden).
@@ -81,24 +90,20 @@ class QFormerModel(ModelPart):
                     f"{implementation} attention takes no mask of four dimensions, which matching and the first stage need: "
                     "use eager or sdpa for the Q-Former"
                 )
-            self_mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=states, attention_mask=attention_mask
-            )
+            self_mask = bidirectional_mask(self.config, states, attention_mask)
+        source = encoder_keys_and_values[0][0] if encoder_keys_and_values else encoder_hidden_states
         shared = None
-        if encoder_index is not None and encoder_hidden_states is not None:
-            shared = SharedImages.of(encoder_index.to(states.device), encoder_hidden_states.shape[0])
+        if encoder_index is not None and source is not None:
+            shared = SharedImages.of(encoder_index, source.shape[0]).to(states.device)
         cross_mask: Any = None
-        if encoder_attention_mask is not None and encoder_hidden_states is not None:
+        if encoder_attention_mask is not None and source is not None:
             queries = states[:, :query_length]
             if shared is not None:
                 queries = shared.like_gathered(queries)
                 encoder_attention_mask = shared.copy_keys(encoder_attention_mask)
-            cross_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=queries,
-                attention_mask=encoder_attention_mask,
-                # Of these the shape alone is read, and the mask may have a row for every row of queries.
-                encoder_hidden_states=encoder_hidden_states[:1].expand(len(queries), -1, -1),
+            # Of the source the shape alone is read, and the mask may have a row for every row of queries.
+            cross_mask = bidirectional_mask(
+                self.config, queries, encoder_attention_mask, source[:1].expand(len(queries), -1, -1)
             )
         encoded = self.encoder(
             states,
@@ -109,11 +114,77 @@ class QFormerModel(ModelPart):
             output_hidden_states,
             output_attentions,
             shared,
+            encoder_keys_and_values,
+            queries_only and not output_hidden_states and not output_attentions and self._can_leave_text(self_mask),
         )
         outputs = BaseModelOutputWithPoolingAndCrossAttentions(
             pooler_output=encoded.last_hidden_state[:, 0], **encoded
         )
         return outputs if value_or_default(return_dict, self.config.return_dict) else outputs.to_tuple()
+
+    def keys_and_values(self, encoder_hidden_states: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What every layer with cross-attention makes of image features, whatever is asked about them.
+
+        Args:
+            encoder_hidden_states (`torch.Tensor`): Shape (images, image tokens, image hidden).
+
+        Returns:
+            `list[tuple[torch.Tensor, torch.Tensor]]`: Keys and values, each of shape (images, image tokens, hidden).
+        """
+        states = as_input_of(self._image_readers()[0].key, encoder_hidden_states)
+        return [reader.keys_and_values(states) for reader in self._image_readers()]
+
+    def key_and_value_parameters(self) -> list[torch.nn.Parameter]:
+        """The weights that [`keys_and_values`] computes with."""
+        return [
+            parameter
+            for reader in self._image_readers()
+            for part in (reader.key, reader.value)
+            for parameter in part.parameters()
+        ]
+
+    def _image_readers(self) -> list[Any]:
+        layers: list[Any] = [layer for layer in self.encoder.layer if layer.has_cross_attention]
+        return [layer.crossattention.attention for layer in layers]
+
+    def _can_leave_text(self, self_mask: Any) -> bool:
+        if self_mask is not None and not (isinstance(self_mask, torch.Tensor) and self_mask.dim() == 4):
+            return False  # masks of other forms tell queries and keys apart by their number
+        last: Any = self.encoder.layer[-1]
+        text_parts = [getattr(last, name) for name in ("intermediate", "output") if hasattr(last, name)]
+        trains = any(parameter.requires_grad for part in text_parts for parameter in part.parameters())
+        return not (trains and torch.is_grad_enabled())
+
+
+def bidirectional_mask(
+    config: Any, states: torch.Tensor, attention_mask: torch.Tensor, source: torch.Tensor | None = None
+) -> Any:
+    """The mask as the attention implementation takes it, made without waiting for an accelerator.
+
+    Args:
+        config ([`QFormerConfig`]): Says which implementation.
+        states (`torch.Tensor`): Shape (batch, queries, hidden), what attends.
+        attention_mask (`torch.Tensor`): Shape (batch, keys), or of four dimensions, which stays as it is.
+        source (`torch.Tensor`, *optional*): Shape (batch, keys, hidden), what is attended to, if not ``states``.
+
+    Returns:
+        `torch.Tensor`, or `None` where nothing is left out, which is looked for on the CPU alone.
+    """
+    is_plain = attention_mask.dim() == 2 and config._attn_implementation in (None, "eager", "sdpa")
+    if is_plain and states.device.type != "cpu":
+        return mask_without_looking(config, states, attention_mask)
+    return create_bidirectional_mask(
+        config=config, inputs_embeds=states, attention_mask=attention_mask, encoder_hidden_states=source
+    )
+
+
+def mask_without_looking(config: Any, states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The mask for SDPA or eager attention, also where nothing is left out; see [`bidirectional_mask`]."""
+    counts = attention_mask.to(states.device, torch.bool)[:, None, None]  # [batch, 1, 1, keys]
+    if config._attn_implementation == "sdpa":
+        return counts
+    lowest = torch.finfo(states.dtype).min
+    return torch.zeros_like(counts, dtype=states.dtype).masked_fill(~counts, lowest)
 
 
 AnyQFormer = TypeVar("AnyQFormer", bound=QFormerModel)
@@ -168,4 +239,4 @@ def build_qformer(
     return qformer
 
 
-__all__ = ["QFormerModel", "build_qformer"]
+__all__ = ["QFormerModel", "bidirectional_mask", "build_qformer"]

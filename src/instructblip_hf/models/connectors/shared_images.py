@@ -7,7 +7,7 @@ made. Attention treats every query by itself, so results are those of the repeat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,8 +36,14 @@ class SharedImages:
 
     @classmethod
     def of(cls, index: torch.Tensor, images: int) -> SharedImages:
-        """The way to read `images` images that `index` asks for."""
-        if torch.compiler.is_compiling() or not len(index):
+        """The way to read `images` images that `index` asks for.
+
+        How unevenly they are asked is counted where the index is in the memory of the CPU. Elsewhere that would wait for
+        the device, and keys and values are copied, unless there is one image.
+        """
+        if images == 1 and len(index):
+            return cls(index, 1, torch.arange(len(index), device=index.device), len(index))
+        if torch.compiler.is_compiling() or not len(index) or index.device.type != "cpu":
             # Counting depends on the values of the index, which a compiled graph does not.
             return cls(index, images)
         counts = torch.bincount(index, minlength=images)
@@ -49,6 +55,11 @@ class SharedImages:
         within = torch.empty_like(index)
         within[by_image] = torch.arange(len(index), device=index.device) - starts
         return cls(index, images, index * room + within, room)
+
+    def to(self, device: torch.device) -> SharedImages:
+        """With its tensors on a device."""
+        places = self.places.to(device) if self.places is not None else None
+        return replace(self, index=self.index.to(device), places=places)
 
     def gather_queries(self, query: torch.Tensor) -> torch.Tensor:
         """From (rows, queries, hidden) to (images, room * queries, hidden); rows as they are where copies cost less."""
@@ -90,12 +101,18 @@ def check_image_index(index: Any, images: int) -> torch.Tensor:
         `torch.LongTensor`: The index.
 
     Raises:
-        ValueError: If it has another shape or type, or names an image that is not there.
+        ValueError: If it has another shape or type, or names an image that is not there. On an accelerator the latter is
+            an error of the device.
     """
     if not isinstance(index, torch.Tensor) or index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
         got = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, torch.Tensor) else type(index).__name__
         raise ValueError(f"image_index must be integers of shape (images in the text,), got {got}")
-    if not torch.compiler.is_compiling() and len(index) and not (0 <= int(index.min()) <= int(index.max()) < images):
+    if torch.compiler.is_compiling() or not len(index):
+        return index.long()
+    if index.device.type != "cpu":
+        # Looking at the values would wait for the device, which is to tell by itself.
+        torch._assert_async(((index >= 0) & (index < images)).all())
+    elif not (0 <= int(index.min()) <= int(index.max()) < images):
         raise ValueError(
             f"image_index names images {int(index.min())} to {int(index.max())}; there are {images}, numbered from 0"
         )

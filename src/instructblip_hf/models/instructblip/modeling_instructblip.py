@@ -9,12 +9,13 @@ checkpoints are exchanged in both directions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 
+from ..image_cache import ImageCache
 from ..modeling_qformer import QFormerImageFeatures, QFormerLanguageModel, QFormerLanguageModelOutput
 from .configuration_instructblip import InstructBlipConfig
 from .modeling_instructblip_parts import InstructBlipQFormerModel, InstructBlipVisionModel
@@ -46,6 +47,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
     output_class = InstructBlipForConditionalGenerationModelOutput
     # In float16 the queries keep the precision they were trained in; the T5 parts that overflow are named by T5.
     _keep_in_fp32_modules = ["query_tokens"]
+    _of_features_alone: ClassVar[dict[str, Any]] = {"queries_only": True}
 
     @staticmethod
     def _fit_qformer(qformer: Any, processor: Any) -> None:
@@ -64,6 +66,8 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         image_index: torch.Tensor | None = None,
+        image_cache: ImageCache | None = None,
+        queries_only: bool = False,
     ) -> QFormerImageFeatures:
         """Vision tower, Q-Former and projection.
 
@@ -83,13 +87,19 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
                 Shape (images in the text,), in reading order: for each the row of ``pixel_values`` or
                 ``image_embeds`` that it is, which then hold every image once, however often it is asked about. By
                 default one each.
+            image_cache ([`ImageCache`], *optional*):
+                What [`encode_images`] kept of the images, in place of pixels and features; ``image_index`` then names its
+                rows.
+            queries_only (`bool`, *optional*, defaults to `False`):
+                Whether nobody reads what the Q-Former makes of the text: its last layer then leaves it out, and
+                ``qformer_outputs.last_hidden_state`` holds the queries alone.
 
         Returns:
             [`QFormerImageFeatures`]: ``pooler_output`` has shape (images, queries, language model hidden), with
             ``image_index`` (images in the text, queries, language model hidden).
 
         Raises:
-            ValueError: If both or neither of pixels and features are given, an image lacks its instruction, or
+            ValueError: If not one of pixels, features and a cache is given, the cache is of another model, an image lacks its instruction, or
                 ``image_index`` does not fit or comes with video.
         """
         return self._get_image_features(
@@ -99,9 +109,15 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             output_hidden_states,
             output_attentions,
             image_index,
+            image_cache,
+            queries_only,
             input_ids=qformer_input_ids,
             attention_mask=qformer_attention_mask,
         )
+
+    @property
+    def reads_instruction(self) -> bool:
+        return bool(self.config.qformer_config.use_qformer_text_input)
 
     def _instructions(
         self,
@@ -159,6 +175,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         image_index: torch.Tensor | None = None,
+        image_cache: ImageCache | None = None,
         image_states: torch.Tensor | None = None,
         logits_at_labels: bool = False,
         **kwargs: Any,
@@ -187,6 +204,9 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             return_dict (`bool`, *optional*): `False` for a tuple.
             image_index (`torch.LongTensor`, *optional*):
                 Shape (images in the text,), for rows that share images, see [`get_image_features`].
+            image_cache ([`ImageCache`], *optional*):
+                Images that have been encoded, in place of pixels, see [`encode_images`]. Outputs have no
+                ``vision_outputs`` then.
             image_states (`torch.Tensor`, *optional*):
                 States of the vision tower before its last layer norm, in place of pixels, shape (images, image tokens,
                 vision hidden). See [`InstructBlipVisionModel.image_states`]; other towers have none.
@@ -209,6 +229,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             "image_embeds": image_embeds,
             "interpolate_pos_encoding": interpolate_pos_encoding,
             "image_index": image_index,
+            "image_cache": image_cache,
         }
         return self._forward(
             images,
@@ -239,6 +260,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
         interpolate_pos_encoding: bool = False,
         return_full_text: bool = True,
         image_index: torch.Tensor | None = None,
+        image_cache: ImageCache | None = None,
         **generate_kwargs: Any,
     ) -> torch.Tensor | ModelOutput:
         """Answer. The images are encoded once, also for beams and several sequences.
@@ -250,7 +272,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             return_full_text (`bool`, *optional*, defaults to `True`):
                 Whether a causal model's sequences start with the prompt, as stock transformers returns them.
                 `False` returns the completion alone. Sequence-to-sequence models never return the prompt.
-            image_index (`torch.LongTensor`, *optional*): As in [`forward`].
+            image_index (`torch.LongTensor`, *optional*), image_cache ([`ImageCache`], *optional*): As in [`forward`].
             generate_kwargs: As for `transformers.GenerationMixin.generate`; defaults are ``generation_config``'s.
 
         Returns:
@@ -269,6 +291,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             image_embeds=image_embeds,
             interpolate_pos_encoding=interpolate_pos_encoding,
             image_index=image_index,
+            image_cache=image_cache,
         )
         return self.generate_from_embeddings(
             inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs

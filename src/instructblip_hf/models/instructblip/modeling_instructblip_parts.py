@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ class InstructBlipQFormerModel(QFormerModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         encoder_index: torch.Tensor | None = None,
+        encoder_keys_and_values: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        queries_only: bool = False,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
         """Run queries, text or both.
 
@@ -71,7 +74,7 @@ class InstructBlipQFormerModel(QFormerModel):
             position_ids (`torch.LongTensor`, *optional*): Shape (batch, text); by default 0, 1, 2, ...
             query_embeds (`torch.Tensor`, *optional*): Shape (batch, queries, hidden).
             encoder_hidden_states, encoder_attention_mask, output_hidden_states, output_attentions, return_dict,
-            encoder_index: As in [`QFormerModel.encode`].
+            encoder_index, encoder_keys_and_values, queries_only: As in [`QFormerModel.encode`].
 
         Returns:
             `BaseModelOutputWithPoolingAndCrossAttentions`: ``last_hidden_state`` (batch, queries + text, hidden).
@@ -91,6 +94,8 @@ class InstructBlipQFormerModel(QFormerModel):
             output_attentions,
             return_dict,
             encoder_index,
+            encoder_keys_and_values,
+            queries_only,
         )
 
 

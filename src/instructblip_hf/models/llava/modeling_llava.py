@@ -23,6 +23,7 @@ from ..composition import grow_embeddings, kept_attention, load_language_model, 
 from ..connectors.configuration_qformer import QFormerConfig
 from ..connectors.qformer_model import build_qformer
 from ..connectors.shared_images import check_image_index
+from ..image_cache import ImageCache, check_image_cache
 from ..model_part import NO_SPLIT_MODULES
 from ..modeling_base import VisionLanguageModel
 from ..vision_towers.running import run_vision_tower
@@ -287,6 +288,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         image_index: torch.Tensor | None = None,
+        image_cache: ImageCache | None = None,
     ) -> LlavaImageFeatures:
         """Vision tower and connector.
 
@@ -302,20 +304,30 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
             image_index (`torch.LongTensor`, *optional*):
                 Shape (images in the text,), in reading order: for each the row of ``pixel_values`` or
                 ``image_embeds`` that it is. By default one each.
+            image_cache ([`ImageCache`], *optional*):
+                What [`encode_images`] kept of the images, in place of pixels and features; ``image_index`` then names its
+                rows.
 
         Returns:
             [`LlavaImageFeatures`]: ``pooler_output`` has shape (images, tokens an image, language model hidden), with
             ``image_index`` (images in the text, tokens an image, language model hidden).
 
         Raises:
-            ValueError: If both or neither of pixels and features are given, the tower has no such layer, or
+            ValueError: If not one of pixels, features and a cache is given, the cache is of another model, the tower has no such layer, or
                 ``image_index`` does not fit or comes with video.
         """
-        if (pixel_values is None) == (image_embeds is None):
-            raise ValueError("give either pixel_values or image_embeds")
         vision_outputs: Any = None
         features: Any = image_embeds
-        if pixel_values is not None:
+        if image_cache is not None:
+            check_image_cache(image_cache, self, pixel_values=pixel_values, image_embeds=image_embeds)
+            if not output_hidden_states and not output_attentions:
+                kept = self._kept_features(image_cache, image_index)
+                if kept is not None:
+                    return LlavaImageFeatures(pooler_output=kept)
+            features = image_cache.image_embeds
+        elif (pixel_values is None) == (image_embeds is None):
+            raise ValueError("give either pixel_values or image_embeds, or image_cache")
+        elif pixel_values is not None:
             if pixel_values.dim() == 5 and image_index is not None:
                 raise ValueError(
                     "image_index counts images, and cannot be combined with pixel_values of shape (batch, frames, 3, "
@@ -334,6 +346,9 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         return LlavaImageFeatures(
             pooler_output=projected, vision_outputs=vision_outputs, qformer_outputs=qformer_outputs
         )
+
+    def _image_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> torch.Tensor:
+        return self._run_tower(pixel_values, interpolate_pos_encoding)[0]
 
     def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the connector reads of images, to be given as ``image_embeds``.
@@ -383,6 +398,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         image_index: torch.Tensor | None = None,
+        image_cache: ImageCache | None = None,
         logits_at_labels: bool = False,
         **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast | tuple[Any, ...]:
@@ -404,6 +420,9 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
             return_dict (`bool`, *optional*): `False` for a tuple.
             image_index (`torch.LongTensor`, *optional*):
                 Shape (images in the text,), for rows that share images, see [`get_image_features`].
+            image_cache ([`ImageCache`], *optional*):
+                Images that have been encoded, in place of pixels, see [`encode_images`]. Outputs have no
+                ``vision_outputs`` then, and where all is kept that stands in the prompt no ``qformer_outputs``.
             logits_at_labels (`bool`, *optional*, defaults to `False`):
                 For training: the loss alone, and ``label_losses``. Logits are computed where there are labels, a chunk
                 at a time, and not returned, which saves most of the language model's memory at its head.
@@ -422,6 +441,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
             "image_embeds": image_embeds,
             "interpolate_pos_encoding": interpolate_pos_encoding,
             "image_index": image_index,
+            "image_cache": image_cache,
         }
         return self._forward(
             images,
@@ -468,6 +488,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         interpolate_pos_encoding: bool = False,
         return_full_text: bool = True,
         image_index: torch.Tensor | None = None,
+        image_cache: ImageCache | None = None,
         **generate_kwargs: Any,
     ) -> torch.Tensor | ModelOutput:
         """Describe or answer. The images are encoded once, also for beams and several sequences.
@@ -479,7 +500,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
             return_full_text (`bool`, *optional*, defaults to `True`):
                 Whether sequences start with the prompt, as stock transformers returns them. `False` returns the
                 completion alone.
-            image_index (`torch.LongTensor`, *optional*): As in [`forward`].
+            image_index (`torch.LongTensor`, *optional*), image_cache ([`ImageCache`], *optional*): As in [`forward`].
             generate_kwargs: As for `transformers.GenerationMixin.generate`; defaults are ``generation_config``'s.
 
         Returns:
@@ -496,6 +517,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
             image_embeds=image_embeds,
             interpolate_pos_encoding=interpolate_pos_encoding,
             image_index=image_index,
+            image_cache=image_cache,
         )
         return self.generate_from_embeddings(
             inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs
