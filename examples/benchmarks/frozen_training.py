@@ -21,9 +21,7 @@ alone.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
-import gc
 import json
 import os
 import random
@@ -35,6 +33,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from harness import forget_peak, memory
 
 
 BATCH = 8
@@ -118,22 +118,6 @@ def write_work(folder: Path, size: Size, questions: int, steps: int) -> None:
         for number in range(size.rows * questions * steps)
     ]
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-
-
-def memory(name: str) -> float:
-    """MiB of ``VmRSS`` or ``VmHWM`` of this process."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
-
-
-def forget_peak() -> float:
-    """MiB in use. From here on the peak is of tensors that live at a time: freed ones go back to the system at once."""
-    gc.collect()
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    return memory("VmRSS")
 
 
 # --- one side ---------------------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ class InstructBlipHf(lmms):
         """Not supported.
 
         Raises:
-            NotImplementedError: Always: InstructBLIP was not trained on conversations of several images and turns.
+            NotImplementedError: Always: a request of several rounds is made of questions that depend on the answers, which this plugin does not ask.
         """
         tasks = ", ".join(sorted({str(request.args[-2]) for request in requests}))
         raise NotImplementedError(f"instructblip_hf answers in one round; {tasks} asks in several")

@@ -1,0 +1,87 @@
+"""The Q-Former alone: stock, LAVIS's, compiled, and this package's, by batch and by length of the instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lavis_qformer
+import torch
+from harness import Case
+from options import Options
+
+from models import QUERIES, Pair, ragged_text, text_tensors
+
+
+def cases(options: Options, pair: Pair) -> Iterator[Case]:
+    batches = [1, 8] if options.device == "cpu" else [1, 8, 64, 256]
+    for batch in batches if not options.is_quick else [2]:
+        yield _case(options, pair, "batch", batch, 32)
+    for text in [8, 128] if not options.is_quick else []:
+        yield _case(options, pair, "text", 8, text)
+    yield _ragged(options, pair, 32 if not options.is_quick else 3)
+
+
+def _case(options: Options, pair: Pair, axis: str, batch: int, text: int) -> Case:
+    tensors = {**text_tensors(batch, text, options.device), "image": _image(pair, batch, options.device)}
+    whole = torch.ones(batch, QUERIES + text, dtype=torch.long, device=options.device)
+    variants, missing, modules = _variants(options, pair, tensors, whole)
+    return Case(
+        "qformer", {"batch": batch, "text": text}, axis, variants, tensors=tensors, modules=modules, missing=missing
+    )
+
+
+def _ragged(options: Options, pair: Pair, batch: int) -> Case:
+    """Instructions of 4 to 76 tokens, as those of InstructBLIP's datasets; on one image, whose projections are shared."""
+    text = ragged_text(batch, 21, 76, options.device)
+    tensors = {**text, "image": _image(pair, batch, options.device)}
+    whole = torch.cat([text["attention_mask"].new_ones(batch, QUERIES), text["attention_mask"]], dim=1)
+    variants, missing, modules = _variants(options, pair, tensors, whole)
+    return Case(
+        "qformer, ragged text", {"batch": batch}, "batch", variants, tensors=tensors, modules=modules, missing=missing
+    )
+
+
+def _variants(
+    options: Options, pair: Pair, tensors: dict[str, torch.Tensor], mask: torch.Tensor
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str], tuple[Any, ...]]:
+    variants: dict[str, Callable[[], Any]] = {"stock": _runner(pair.stock, pair.stock.qformer, tensors, mask)}
+    missing = {}
+    modules: tuple[Any, ...] = pair.modules
+    if options.lavis is None:
+        missing["LAVIS"] = "no --lavis"
+    else:
+        theirs = lavis_qformer.load(options.lavis, pair.stock.qformer)
+        modules += (theirs,)
+        variants["LAVIS"] = _runner(pair.stock, theirs, tensors, mask)
+    if options.compile:
+        compiled = torch.compile(pair.stock.qformer, mode="reduce-overhead" if options.device == "cuda" else None)
+        variants["stock, compiled"] = _runner(pair.stock, compiled, tensors, mask)
+    else:
+        missing["stock, compiled"] = "no --compile"
+    variants["ours"] = _runner(pair.ours, pair.ours.qformer, tensors, mask)
+    return variants, missing, modules
+
+
+def _runner(
+    model: Any, qformer: Any, tensors: dict[str, torch.Tensor], mask: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    @torch.no_grad()
+    def run() -> torch.Tensor:
+        rows = len(mask)
+        states = qformer(
+            input_ids=tensors["input_ids"],
+            attention_mask=mask,
+            query_embeds=model.query_tokens.expand(rows, -1, -1),
+            encoder_hidden_states=tensors["image"],
+            encoder_attention_mask=mask.new_ones(tensors["image"].shape[:2]),
+            return_dict=True,
+        ).last_hidden_state
+        return states[:, :QUERIES]
+
+    return run
+
+
+def _image(pair: Pair, batch: int, device: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(batch, 257, pair.ours.image_embeds_size, generator=generator).to(device)

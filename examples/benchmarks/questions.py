@@ -1,0 +1,90 @@
+"""Several questions on an image: stock, which repeats the image, and this package, which reads it once or keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from harness import Case
+from options import Options
+
+from models import Pair, image_tensor, text_tensors
+
+
+TEXT = 32
+
+
+def cases(options: Options, pair: Pair) -> Iterator[Case]:
+    for questions in [1, 2, 4, 8, 16] if not options.is_quick else [2]:
+        yield _whole(options, pair, questions)
+    for questions in [1, 2, 4, 8, 16] if not options.is_quick else [2]:
+        yield _qformer_alone(options, pair, questions)
+
+
+def _whole(options: Options, pair: Pair, questions: int) -> Case:
+    """Vision tower, Q-Former and projection."""
+    tensors = {**_text(questions, options.device), "pixels": image_tensor(1, options.device)}
+    index = torch.zeros(questions, dtype=torch.long, device=options.device)
+
+    @torch.no_grad()
+    def stock() -> torch.Tensor:
+        return _features(pair.stock, tensors, pixel_values=tensors["pixels"].expand(questions, -1, -1, -1))
+
+    @torch.no_grad()
+    def ours() -> torch.Tensor:
+        return _features(pair.ours, tensors, pixel_values=tensors["pixels"], image_index=index)
+
+    variants: dict[str, Callable[[], Any]] = {"stock": stock, "ours": ours}
+    return Case(
+        "questions an image", {"questions": questions}, "questions", variants, tensors=tensors, modules=pair.modules
+    )
+
+
+def _qformer_alone(options: Options, pair: Pair, questions: int) -> Case:
+    """Image features are there on both sides; this package also keeps the keys and values of cross-attention."""
+    generator = torch.Generator().manual_seed(4)
+    embeds = torch.randn(1, 257, pair.ours.image_embeds_size, generator=generator).to(options.device)
+    tensors = {**_text(questions, options.device), "embeds": embeds}
+    index = torch.zeros(questions, dtype=torch.long, device=options.device)
+    kept: dict[torch.dtype, Any] = {}
+
+    @torch.no_grad()
+    def stock() -> torch.Tensor:
+        states = pair.stock.qformer(
+            input_ids=tensors["qformer_input_ids"],
+            attention_mask=torch.ones(questions, pair.stock.query_tokens.shape[1] + TEXT, device=options.device),
+            query_embeds=pair.stock.query_tokens.expand(questions, -1, -1),
+            encoder_hidden_states=tensors["embeds"].expand(questions, -1, -1),
+        ).last_hidden_state[:, : pair.stock.query_tokens.shape[1]]
+        return pair.stock.language_projection(states)
+
+    @torch.no_grad()
+    def ours() -> torch.Tensor:
+        return _features(pair.ours, tensors, image_embeds=tensors["embeds"], image_index=index)
+
+    @torch.no_grad()
+    def ours_kept() -> torch.Tensor:
+        dtype = tensors["embeds"].dtype
+        if dtype not in kept:
+            kept[dtype] = pair.ours.encode_images(image_embeds=tensors["embeds"])
+        return _features(pair.ours, tensors, image_cache=kept[dtype], image_index=index)
+
+    variants: dict[str, Callable[[], Any]] = {"stock": stock, "ours": ours, "ours, image kept": ours_kept}
+    return Case(
+        "questions an image, Q-Former alone",
+        {"questions": questions},
+        "questions",
+        variants,
+        tensors=tensors,
+        modules=pair.modules,
+    )
+
+
+def _features(model: Any, tensors: dict[str, torch.Tensor], **images: Any) -> torch.Tensor:
+    text = {name: value for name, value in tensors.items() if name.startswith("qformer_")}
+    return model.get_image_features(**images, **text).pooler_output
+
+
+def _text(questions: int, device: str) -> dict[str, torch.Tensor]:
+    return text_tensors(questions, TEXT, device, "qformer_input_ids")
