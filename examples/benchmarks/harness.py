@@ -362,7 +362,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> bool:
     """Cost along each axis, a panel for each setting of the rest, a curve for each way; `False` where nothing varies."""
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in _panels(rows) if len({row["point"][panel[0]] for row in panel[2]}) > 1]
+    panels = [panel for panel in _panels(rows) if len({row["point"].get(panel[0]) for row in panel[2]}) > 1]
     if not panels:
         return False
     figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")

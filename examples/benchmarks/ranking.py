@@ -26,22 +26,29 @@ PROMPT, VOCABULARY, LONGEST, ROWS = 64, 32000, 6, 50
 TOLERANCE = 1e-3  # of sums of log-probabilities around -60
 
 
-def build(name: str, device: str) -> Any:
+def build(name: str, options: Options) -> Any:
     """A language model with random weights."""
     torch.manual_seed(0)
+    layers = 1 if options.is_quick else 12
     if name == "llama":
         config: Any = LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=768,
             intermediate_size=2048,
-            num_hidden_layers=12,
+            num_hidden_layers=layers,
             num_attention_heads=12,
         )
-        return AutoModelForCausalLM.from_config(config).to(device).eval()
+        return AutoModelForCausalLM.from_config(config).to(options.device).eval()
     config = T5Config(
-        vocab_size=VOCABULARY, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, decoder_start_token_id=0
+        vocab_size=VOCABULARY,
+        d_model=768,
+        d_kv=64,
+        d_ff=3072,
+        num_layers=layers,
+        num_heads=12,
+        decoder_start_token_id=0,
     )
-    return AutoModelForSeq2SeqLM.from_config(config).to(device).eval()
+    return AutoModelForSeq2SeqLM.from_config(config).to(options.device).eval()
 
 
 def make_candidates(number: int) -> list[list[int]]:
@@ -82,7 +89,7 @@ def copied(model: Any, embeds: torch.Tensor, candidates: list[list[int]], rows: 
 
 def cases(options: Options, pair: Any = None) -> Iterator[Case]:
     for name in ("llama", "t5"):
-        model = build(name, options.device)
+        model = build(name, options)
         for number in [2, 20, 100, 1000] if not options.is_quick else [2]:
             yield _case(options, name, model, number)
 
@@ -91,7 +98,7 @@ def _case(options: Options, name: str, model: Any, number: int) -> Case:
     embeds = torch.randn(1, PROMPT, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     tensors = {"embeds": embeds.to(options.device)}
     candidates = make_candidates(number)
-    best = min(5, number)
+    best = min(5, number - 1)
 
     @torch.no_grad()
     def ours(top_k: int | None = None) -> torch.Tensor:
