@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from ..models.query_attention import QueryAttention, qformer_of, query_attention, reads_instruction
+from ..models.recent_images import RecentImages
 from ..utils.images import load_image
 from .conversation import Conversation
 
@@ -31,12 +32,13 @@ class Actions:
     def __init__(self, model: Any, processor: Any, **options: Any) -> None:
         self.model = model
         self.processor = processor
+        self.recent = RecentImages(model, processor)  # of all visitors, as the model is
         self.options = options
         self.new_conversation()  # tells of options out of range before the page is there
 
     def new_conversation(self) -> Conversation:
         """One without turns or images."""
-        return Conversation(self.model, self.processor, **self.options)
+        return Conversation(self.model, self.processor, **self.options, recent=self.recent)
 
     def answer(
         self, question: str, image: str | None, turns: Sequence[dict[str, Any]]
@@ -76,7 +78,7 @@ class Actions:
         if len(texts) < 2:
             raise ValueError("Enter at least two answers to choose from, with commas between.")
         _need_text(question)
-        ranker = VocabularyRankingPipeline(model=self.model, processor=self.processor)
+        ranker = VocabularyRankingPipeline(model=self.model, processor=self.processor, recent=self.recent)
         ranking: Any = ranker(
             [load_image(_needed(image))], prompt=self.processor.user_turn(question), candidates=texts
         )

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from ..models.recent_images import RecentImages
 from .streaming import stream_text
 
 
@@ -31,6 +32,7 @@ class Conversation:
         max_new_tokens (`int`, *optional*, defaults to 256): Longest answer.
         temperature (`float`, *optional*, defaults to 0.0): Of sampling; 0 takes the likeliest token.
         top_p (`float`, *optional*, defaults to 1.0): Sampling among the likeliest tokens of this probability together.
+        recent ([`RecentImages`], *optional*): Encodes images, each once and not at every turn; by default one of its own.
 
     Attributes:
         messages (`list[dict]`): The turns, as ``processor.apply_chat_template`` takes them.
@@ -41,7 +43,13 @@ class Conversation:
     """
 
     def __init__(
-        self, model: Any, processor: Any, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0
+        self,
+        model: Any,
+        processor: Any,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        recent: RecentImages | None = None,
     ) -> None:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -51,6 +59,7 @@ class Conversation:
             raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
         self.model = model
         self.processor = processor
+        self.recent = recent if recent is not None else RecentImages(model, processor)
         self.max_new_tokens = max_new_tokens
         self.sampling: dict[str, Any] = {"do_sample": False}
         if temperature:
@@ -132,7 +141,12 @@ class Conversation:
     def inputs(self, messages: list[dict[str, Any]]) -> Any:
         """Inputs of the model for a conversation that ends with a question."""
         return self.processor.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            image_inputs=self.recent,
         ).to(self.model.device, self.model.dtype)
 
     def _decode(self, ids: list[int]) -> str:

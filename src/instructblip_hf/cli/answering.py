@@ -31,7 +31,7 @@ class Question:
 def answer(
     loaded: LoadedModel, questions: Sequence[Question], batch_size: int = BATCH_SIZE, **generate_options: Any
 ) -> Iterator[tuple[Question, str]]:
-    """Questions with their answers, in order.
+    """Questions with their answers, in order. An image is encoded once, also when more is asked about it later.
 
     Args:
         loaded (`LoadedModel`): Who answers.
@@ -39,12 +39,14 @@ def answer(
         batch_size (`int`, *optional*, defaults to 8): Questions answered at a time.
         generate_options: For `generate`, like ``max_new_tokens`` and ``num_beams``.
     """
+    recent = loaded.recent_images()
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
         inputs = loaded.processor(
             images=[question.images for question in batch],
             text=[loaded.processor.user_turn(question.text, len(question.images)) for question in batch],
             return_tensors="pt",
+            image_inputs=recent,
             **padding_options(loaded),
         ).to(loaded.model.device, loaded.model.dtype)
         options = {**loaded.processor.generation_options(), **generate_options}

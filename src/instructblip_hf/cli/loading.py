@@ -32,6 +32,15 @@ class LoadedModel:
     name: str
     model: Any
     processor: Any
+    _recent: Any = None
+
+    def recent_images(self) -> Any:
+        """What encodes the images that are asked about, each once; a `RecentImages`."""
+        if self._recent is None:
+            from ..models.recent_images import RecentImages
+
+            self._recent = RecentImages(self.model, self.processor)
+        return self._recent
 
 
 def load_generating(name: str | None, device: str | None = None, dtype: str | None = None) -> LoadedModel:

@@ -11,6 +11,7 @@ from ..data.schema import Example
 from ..data.sources.datasets import open_images
 from ..models.language_models.adapter import padding_side
 from ..models.ranking import label_scores
+from ..models.recent_images import RecentImages
 from .prompts import candidates_of, prompt_of
 from .tasks import Decoding, EvalTask
 
@@ -32,6 +33,8 @@ class TaskModel:
         task (`EvalTask`): What it is asked.
         decoding (`Decoding`, *optional*): In place of the task's.
         train_answers (`Sequence[str]`, *optional*): For a task that ranks these, see `distinct_answers`.
+        images_at_once (`int`, *optional*): As in [`RecentImages`], which encodes an image once for questions that follow
+            each other.
 
     Raises:
         ValueError: If the task ranks the answers of the training split and there are none.
@@ -44,6 +47,7 @@ class TaskModel:
         task: EvalTask,
         decoding: Decoding | None = None,
         train_answers: Sequence[str] = (),
+        images_at_once: int | None = None,
     ) -> None:
         self.model, self.processor, self.task = model, processor, task
         self.train_answers = list(train_answers)
@@ -51,6 +55,7 @@ class TaskModel:
             raise ValueError(f"the task of {task.dataset} ranks the answers of the training split; there are none")
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self.options = (decoding or task.decoding).options(self.is_encoder_decoder)
+        self.recent = RecentImages(model, processor, images_at_once=images_at_once)
         self._encoded: dict[bool, list[list[int]]] = {}
 
     def answer(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -75,6 +80,7 @@ class TaskModel:
             padding=True,
             padding_side=padding_side(self.is_encoder_decoder),
             return_tensors="pt",
+            image_inputs=self.recent,
         ).to(self.model.device, self.model.dtype)
         answers = self._generate(inputs) if self.task.inference == "generate" else self._rank(inputs, examples, texts)
         return [

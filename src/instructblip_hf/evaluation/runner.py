@@ -199,7 +199,9 @@ class _Job:
         train_answers: list[str] = []
         if task.candidates == "train_answers":
             train_answers = distinct_answers(open_split(task, data_root, options, "train"))
-        answerer = TaskModel(model, processor, task, decoding, train_answers)
+        # Always as many, so that answers do not depend on what was asked before, as where a run goes on.
+        images_at_once = 1 if model.device.type == "cpu" else options.batch_size
+        answerer = TaskModel(model, processor, task, decoding, train_answers, images_at_once)
         return cls(name, task, dataset, answerer, decoding, ids_of(dataset, options.limit))
 
     def settings(self) -> dict[str, Any]:

@@ -40,7 +40,11 @@ def attend_padded(
     Returns:
         `torch.Tensor`: Shape (rows, queries, heads, head size); zero where no key counts.
     """
-    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # [rows, heads, tokens, size]
+    query, key, value = (
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+    )  # [rows, heads, tokens, size]
     mask = None
     reads_nothing = None
     if key_mask is not None:

@@ -17,6 +17,12 @@ import torch
 from torch import nn
 
 
+def parts_of(model: Any) -> tuple[nn.Module, nn.Module]:
+    """The vision tower and the connector of a model of this package, also of one that is wrapped."""
+    tower, connector = (getattr(model, name) for name in model.image_side[:2])
+    return tower, connector
+
+
 def weights_version(parameters: Iterable[torch.Tensor]) -> tuple[int, int]:
     """How many tensors there are, and how often they have been changed in place, by the counters that torch keeps.
 
@@ -35,7 +41,7 @@ class CacheOrigin:
 
     Args:
         tower (`weakref.ref`): The vision tower.
-        connector (`weakref.ref`): The model whose connector it was.
+        connector (`weakref.ref`): The connector.
         tower_version (`tuple[int, int]`, *optional*): `None` where the features were given.
         connector_version (`tuple[int, int]`, *optional*): Of what computed all that is kept beside the features.
     """
@@ -157,12 +163,12 @@ class ImageCache:
                 train and gets no gradient through it.
         """
         tower: nn.Module = model.image_tower
-        if self.origin is None or (self.origin.tower(), self.origin.connector()) != (tower, model):
+        if not self._is_of(model):
             raise ValueError(
                 f"image_cache was made by another model than this {type(model).__name__}; each makes its own, with "
                 "model.encode_images(...)"
             )
-        if self.origin.tower_version is None:
+        if self.origin is None or self.origin.tower_version is None:
             return
         if weights_version(tower.parameters()) != self.origin.tower_version:
             raise ValueError(
@@ -176,6 +182,12 @@ class ImageCache:
                 "model.encode_images(...) in every step, outside of torch.no_grad()"
             )
 
+    def is_current(self, model: Any) -> bool:
+        """Whether it is of this model, with the weights of the vision tower as they are."""
+        if not self._is_of(model) or self.origin is None:
+            return False
+        return self.origin.tower_version in (None, weights_version(model.image_tower.parameters()))
+
     def still_holds(self, kept: torch.Tensor, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether something kept is what these weights would compute, gradients included.
 
@@ -186,6 +198,10 @@ class ImageCache:
         if torch.is_grad_enabled() and not kept.requires_grad and any(one.requires_grad for one in parameters):
             return False
         return self.origin is not None and weights_version(parameters) == self.origin.connector_version
+
+    def _is_of(self, model: Any) -> bool:
+        origin = self.origin
+        return origin is not None and (origin.tower(), origin.connector()) == parts_of(model)
 
     def _tensors(self) -> list[torch.Tensor]:
         features = [] if self.features is None else [self.features]
@@ -232,4 +248,4 @@ def check_image_cache(cache: Any, model: Any, **other_images: Any) -> None:
     cache.check(model)
 
 
-__all__ = ["CacheOrigin", "ImageCache", "check_image_cache", "weights_version"]
+__all__ = ["CacheOrigin", "ImageCache", "check_image_cache", "parts_of", "weights_version"]

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from .base_model_view import BaseModelView
 from .blank_images import blank_image, needs_blank_image
 from .connectors.shared_images import check_image_index
-from .image_cache import CacheOrigin, ImageCache, weights_version
+from .image_cache import CacheOrigin, ImageCache, parts_of, weights_version
 from .language_models.adapter import build_language_model, run_language_model
 from .model_part import value_or_default
 from .ranking import RankingOutput, rank_continuations
@@ -250,10 +250,11 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             image_embeds = self._image_embeds(pixel_values, interpolate_pos_encoding)
         embeds: Any = image_embeds
         kept, parameters = ({}, []) if vision_only else self._beyond_image_embeds(embeds)
+        tower, connector = parts_of(self)
         origin = CacheOrigin(
-            tower=weakref.ref(self.image_tower),
-            connector=weakref.ref(self),
-            tower_version=None if is_given else weights_version(self.image_tower.parameters()),
+            tower=weakref.ref(tower),
+            connector=weakref.ref(connector),
+            tower_version=None if is_given else weights_version(tower.parameters()),
             connector_version=weights_version(parameters) if kept else None,
         )
         return ImageCache(embeds, origin=origin, **kept)

@@ -39,7 +39,7 @@ _TEXT_TEMPLATE = (
     "the chat template is for messages of text alone: here the content of a message is a list of parts, {'type': 'image'} and "
     "{'type': 'text', 'text': ...}"
 )
-_CALL_OPTIONS = ("qformer_text", "num_frames", "timeout")
+_CALL_OPTIONS = ("qformer_text", "num_frames", "timeout", "image_inputs")
 
 
 class VisionLanguageProcessor(ProcessorMixin):
@@ -115,6 +115,7 @@ class VisionLanguageProcessor(ProcessorMixin):
         qformer_text: str | Sequence[str] | None = None,
         num_frames: int = 4,
         timeout: float | None = 20.0,
+        image_inputs: Callable[[Sequence[Sequence[Any]]], Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepare images and prompts for the model.
@@ -132,6 +133,9 @@ class VisionLanguageProcessor(ProcessorMixin):
                 that `apply_chat_template` rendered the turns of the user.
             num_frames (`int`, *optional*, defaults to 4): Most frames of a video, evenly spaced.
             timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
+            image_inputs (`Callable`, *optional*):
+                Makes model inputs of the images of all texts, a list for each, in place of the image processor, such as
+                [`RecentImages`].
             kwargs:
                 ``return_tensors``, ``padding``, ``padding_side``, ``truncation``, ``max_length`` (counts
                 placeholders; only text is cut), ``add_special_tokens``, ``pad_to_multiple_of``,
@@ -167,7 +171,10 @@ class VisionLanguageProcessor(ProcessorMixin):
             if texts is not None:
                 instructions = self._instructions(texts, qformer_text)
                 data.update(self._instruction_inputs(instructions, counts))
-            data.update(self._image_inputs(image_lists, image_options, timeout))
+            if image_inputs is not None:
+                data.update(image_inputs(image_lists))
+            else:
+                data.update(self._image_inputs(image_lists, image_options, timeout))
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _split_options(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,7 +15,10 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.pipelines.base import Pipeline
 
 from ..models.instructblip.processing_instructblip import InstructBlipProcessor
+from ..models.modeling_base import VisionLanguageModel
+from ..models.recent_images import RecentImages
 from ..utils.images import load_image
+from ..utils.same_images import image_key
 
 
 _MAX_NEW_TOKENS = 256
@@ -72,6 +75,8 @@ class ImageToTextPipeline(Pipeline):
                 f"image-to-text with a {model_type} model needs processor=, or tokenizer= and image_processor=; none "
                 f"was given or could be loaded from {self.model.name_or_path!r}"
             )
+        is_ours = isinstance(self.model, VisionLanguageModel)
+        self.recent = RecentImages(self.model, self.processor) if is_ours else None
 
     def _sanitize_parameters(
         self,
@@ -110,7 +115,8 @@ class ImageToTextPipeline(Pipeline):
         Args:
             inputs (`str`, `PIL.Image.Image`, list, generator or dataset; also as ``images=``):
                 An image as URL, path, base64, data URI or PIL image, or many of them. Lists come back as a list,
-                generators and datasets (``KeyDataset``, any ``torch.utils.data.Dataset``) as an iterator.
+                generators and datasets (``KeyDataset``, any ``torch.utils.data.Dataset``) as an iterator. A model of this
+                package does not encode an image again for a call that soon follows.
             prompt (`str`, *optional*): One prompt for all images.
             max_new_tokens (`int`, *optional*, defaults to 256):
                 Longest completion, in tokens; the model's own generation configuration comes before the default.
@@ -155,6 +161,8 @@ class ImageToTextPipeline(Pipeline):
                 prompt = ""  # the Q-Former reads an instruction in any case, as LAVIS's default prompt
             text = {} if prompt is None else {"text": prompt}
             model_inputs = self.processor(images=image, return_tensors="pt", **text)
+        if self.recent is not None:
+            model_inputs["image_key"] = image_key(image)
         return model_inputs.to(self.dtype)
 
     def _prompt_alone(self, prompt: str) -> dict[str, torch.Tensor]:
@@ -166,7 +174,11 @@ class ImageToTextPipeline(Pipeline):
 
     def _forward(self, model_inputs: Any, **generate_kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
         prompt_ids = model_inputs.get("input_ids")
-        rows = len(prompt_ids if prompt_ids is not None else next(iter(model_inputs.values())))
+        rows = len(prompt_ids if prompt_ids is not None else model_inputs["pixel_values"])
+        if self.recent is not None:
+            model_inputs = dict(model_inputs)
+            kept = encoded_once(self.recent, model_inputs.pop("image_key"), model_inputs.pop("pixel_values"))
+            model_inputs.update(kept)
         outputs = self.model.generate(**model_inputs, **self._generation_arguments(generate_kwargs))
         sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
         if prompt_ids is not None:
@@ -220,6 +232,16 @@ class ImageToTextPipeline(Pipeline):
             self.processor.save_pretrained(save_directory, **kwargs)
 
 
+def encoded_once(recent: RecentImages, keys: str | list[str], pixel_values: torch.Tensor) -> dict[str, Any]:
+    """Inputs of the model for the images of a batch, of which only those are encoded that are not there."""
+    occurrences = [keys] if isinstance(keys, str) else list(keys)
+    places = {key: place for place, key in reversed(list(enumerate(occurrences)))}
+    distinct = list(dict.fromkeys(occurrences))
+    index = [places[key] for key in distinct]
+    inputs = recent.inputs(occurrences, distinct, lambda wanted: pixel_values[[index[place] for place in wanted]])
+    return {**inputs, "image_index": inputs["image_index"].to(pixel_values.device)}
+
+
 def own_processor(processor: Any, model: Any) -> Any:
     """Our processor over the components of stock's, which `AutoProcessor` finds in folders of InstructBLIP and LLaVA.
 
@@ -253,4 +275,4 @@ def own_processor(processor: Any, model: Any) -> Any:
     )
 
 
-__all__ = ["ImageToTextPipeline", "own_processor"]
+__all__ = ["ImageToTextPipeline", "encoded_once", "own_processor"]

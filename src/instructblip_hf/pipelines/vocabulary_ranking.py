@@ -9,8 +9,10 @@ from typing import Any
 from transformers.pipelines.base import Pipeline
 
 from ..models.ranking import label_scores
+from ..models.recent_images import RecentImages
 from ..utils.images import load_image
-from .image_to_text import own_processor
+from ..utils.same_images import image_key
+from .image_to_text import encoded_once, own_processor
 
 
 @dataclass
@@ -71,6 +73,8 @@ class VocabularyRankingPipeline(Pipeline):
     Args:
         model (`VisionLanguageModel`): A model of this package.
         processor (`ProcessorMixin`): Its processor.
+        recent ([`RecentImages`], *optional*): Keeps images encoded for the next prompt about them; by default one of the
+            pipeline's own.
         kwargs: ``device``, ``batch_size`` and ``num_workers`` as for every pipeline, and what a call takes.
 
     Raises:
@@ -95,7 +99,7 @@ class VocabularyRankingPipeline(Pipeline):
     _load_video_processor = False  # type: ignore[assignment]
     _load_tokenizer = False  # type: ignore[assignment]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recent: RecentImages | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not hasattr(self.model, "rank_candidates"):
             raise ValueError(
@@ -104,6 +108,7 @@ class VocabularyRankingPipeline(Pipeline):
             )
         self.processor = own_processor(self.processor, self.model)
         self.tokenizer = self.processor.tokenizer  # batches are padded as it says
+        self.recent = recent if recent is not None else RecentImages(self.model, self.processor)
 
     def _sanitize_parameters(  # type: ignore[override]
         self,
@@ -176,15 +181,22 @@ class VocabularyRankingPipeline(Pipeline):
             raise ValueError("candidates is missing: give them in the call, or with each image")
         if not isinstance(prompt, str):
             raise ValueError(f"prompt must be one string, got {type(prompt).__name__}")
-        inputs = self.processor(images=load_image(item, timeout=timeout), text=prompt, return_tensors="pt")
+        image = load_image(item, timeout=timeout)
+        inputs = self.processor(images=image, text=prompt, return_tensors="pt")
         # As training joins prompt and answer.
         needs_space = bool(prompt) and not prompt[-1].isspace()
         candidates.ids(self.processor, self.model.config.is_encoder_decoder, needs_space)
-        return {**inputs.to(self.dtype), "candidates": candidates, "needs_space": needs_space}
+        return {
+            **inputs.to(self.dtype),
+            "candidates": candidates,
+            "needs_space": needs_space,
+            "image_key": image_key(image),
+        }
 
     def _forward(self, model_inputs: dict[str, Any], **options: Any) -> dict[str, Any]:  # type: ignore[override]
         inputs = dict(model_inputs)
         candidates, needs_space = inputs.pop("candidates"), inputs.pop("needs_space")
+        inputs.update(encoded_once(self.recent, inputs.pop("image_key"), inputs.pop("pixel_values")))
         is_batch = isinstance(candidates, list)
         groups = list(zip(candidates, needs_space)) if is_batch else [(candidates, needs_space)]
         encoder_decoder = self.model.config.is_encoder_decoder

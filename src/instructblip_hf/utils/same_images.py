@@ -23,6 +23,12 @@ def source_key(source: Any) -> Hashable | None:
     return None if hasattr(source, "read") else id(source)
 
 
+def image_key(image: Image.Image) -> str:
+    """What an RGB image is known by: its size and pixels."""
+    digest = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
+    return f"{image.width}x{image.height} {digest}"
+
+
 def distinct_images(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
     """Images of equal size and pixels once each.
 
@@ -39,8 +45,7 @@ def distinct_images(images: Sequence[Image.Image]) -> tuple[list[Image.Image], l
     for image in images:
         place = by_object.get(id(image))
         if place is None:
-            key = (image.size, hashlib.blake2b(image.tobytes(), digest_size=16).digest())
-            place = places.setdefault(key, len(distinct))
+            place = places.setdefault(image_key(image), len(distinct))
             by_object[id(image)] = place
             if place == len(distinct):
                 distinct.append(image)
@@ -48,4 +53,4 @@ def distinct_images(images: Sequence[Image.Image]) -> tuple[list[Image.Image], l
     return distinct, index
 
 
-__all__ = ["distinct_images", "source_key"]
+__all__ = ["distinct_images", "image_key", "source_key"]
