@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from . import reference
+from .attention_op import attention_forward, seed_tensor
 from .checks import check_dropout, check_states, in_autocast_type, readable
 from .dispatch import use_triton
 
@@ -118,9 +119,19 @@ def cross_attention(
             raise ValueError(f"image_index was made for {image_index.images} images, key has {len(key)}")
     if isinstance(image_index, torch.Tensor):
         image_index = ImageIndex.of(image_index, len(key))
-    use_triton(implementation, query)
-    index = None if image_index is None else image_index.index
-    return reference.cross_attention(query, key, value, key_mask, index, scaling, dropout_p, seed)
+    (rows, queries, heads, size), (images, keys) = query.shape, key.shape[:2]
+    shape = {"rows": rows, "images": images, "queries": queries, "keys": keys, "heads": heads, "head_size": size}
+    if not use_triton(implementation, "cross_attention", (query, key, value), **shape):
+        index = None if image_index is None else image_index.index
+        return reference.cross_attention(query, key, value, key_mask, index, scaling, dropout_p, seed)
+    of_images: tuple[torch.Tensor | None, ...] = (None, None, None)
+    if image_index is not None:
+        of_images = (image_index.index, image_index.order, image_index.starts)
+    kernel_seed = seed_tensor(seed, dropout_p, query.device)
+    output, _ = attention_forward(
+        query, key, value, key_mask, *of_images, None, kernel_seed, rows, queries, 0, scaling, dropout_p
+    )
+    return output
 
 
 __all__ = ["ImageIndex", "cross_attention"]

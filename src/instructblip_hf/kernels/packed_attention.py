@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import reference
+from .attention_op import attention_forward, seed_tensor
 from .checks import check_dropout, check_states, in_autocast_type, readable
 from .dispatch import use_triton
 
@@ -73,10 +74,30 @@ def packed_attention(
         raise ValueError(f"text_offsets is on {text_offsets.device}, query on {query.device}")
     if readable(text_offsets):
         _check_offsets(text_offsets.tolist(), text_tokens, max_text)
-    use_triton(implementation, query)
-    return reference.packed_attention(
-        query, key, value, rows, num_queries, text_offsets, max_text, scaling, dropout_p, seed
+    heads, size = query.shape[1:]
+    shape = {"rows": rows, "queries": num_queries, "text_tokens": text_tokens, "heads": heads, "head_size": size}
+    if not use_triton(implementation, "packed_attention", (query, key, value), **shape):
+        return reference.packed_attention(
+            query, key, value, rows, num_queries, text_offsets, max_text, scaling, dropout_p, seed
+        )
+    kernel_seed = seed_tensor(seed, dropout_p, query.device)
+    output, _ = attention_forward(
+        query,
+        key,
+        value,
+        None,
+        None,
+        None,
+        None,
+        text_offsets,
+        kernel_seed,
+        rows,
+        num_queries,
+        max_text,
+        scaling,
+        dropout_p,
     )
+    return output
 
 
 def _check_offsets(offsets: list[int], text_tokens: int, max_text: int) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from . import reference
+from .attention_op import seed_tensor
 from .checks import check_dropout
 from .dispatch import use_triton
+from .residual_norm_op import residual_norm_forward
 
 
 def dropout_add_layer_norm(
@@ -53,8 +55,30 @@ def dropout_add_layer_norm(
     for name, vector in (("weight", weight), ("bias", bias), ("dense_bias", dense_bias)):
         if vector is not None and vector.shape != x.shape[-1:]:
             raise ValueError(f"{name} must have the shape ({x.shape[-1]},), got {tuple(vector.shape)}")
-    use_triton(implementation, x)
-    return reference.dropout_add_layer_norm(x, residual, weight, bias, eps, dropout_p, seed, dense_bias)
+    rows, hidden = x[..., 0].numel(), x.shape[-1]
+    if not use_triton(implementation, "dropout_add_layer_norm", (x, residual, weight), rows=rows, hidden=hidden):
+        return reference.dropout_add_layer_norm(x, residual, weight, bias, eps, dropout_p, seed, dense_bias)
+    # Under autocast torch takes LayerNorm on a GPU in single precision.
+    single = x.is_cuda and torch.is_autocast_enabled("cuda")
+    dtype = torch.float32 if single else torch.promote_types(x.dtype, residual.dtype)
+    output, _, _ = residual_norm_forward(
+        _in_rows(x, hidden),
+        _in_rows(residual, hidden),
+        weight.contiguous(),
+        bias.contiguous(),
+        None if dense_bias is None else dense_bias.contiguous(),
+        seed_tensor(seed, dropout_p, x.device),
+        eps,
+        dropout_p,
+        dtype,
+    )
+    return output.view(x.shape)
+
+
+def _in_rows(states: torch.Tensor, hidden: int) -> torch.Tensor:
+    """States as (rows, hidden), copied only where a row's elements do not lie behind one another."""
+    rows = states.reshape(-1, hidden)
+    return rows if rows.stride(1) == 1 or hidden == 1 else rows.contiguous()
 
 
 __all__ = ["dropout_add_layer_norm"]
