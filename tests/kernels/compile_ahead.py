@@ -1,7 +1,7 @@
 """Compiles the kernels for GPUs that are not there, and reads registers, spills and matrix instructions off the result.
 
-    python tests/kernels/compile_ahead.py                 # every case, as a table
-    python tests/kernels/compile_ahead.py --json CASE...  # some, for the tests
+    python tests/kernels/compile_ahead.py          # every case, and an exit code of 1 where one is over its limit
+    python tests/kernels/compile_ahead.py CASE...  # some
 
 The operators themselves are called, with a recorder in the place of the kernels, so that what is compiled is what would be
 launched: the same constants, block sizes, and properties of arguments that Triton specialises on. It must run in a
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 import subprocess
 import sys
@@ -25,8 +24,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from instructblip_hf.kernels import attention_kernels
+from instructblip_hf.kernels import attention_kernels, attention_op, residual_norm_kernels
 from instructblip_hf.kernels.attention_op import attention_backward, attention_forward
+from instructblip_hf.kernels.residual_norm_op import residual_norm_backward, residual_norm_forward
 
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -42,19 +42,65 @@ TRITON_TYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One kernel at one shape: ``form`` is ``rows``, ``folded`` or ``packed``."""
+    """One kernel at one shape: ``form`` is ``rows``, ``folded`` or ``packed`` for attention, ``norm`` for LayerNorm."""
 
     kernel: str
     form: str
     dtype: str
-    head_size: int
+    size: int
     dropout: bool
     arch: int
 
     @property
     def name(self) -> str:
         dropout = "dropout" if self.dropout else "plain"
-        return f"{self.kernel}-{self.form}-{self.dtype}-{self.head_size}-{dropout}-sm{self.arch}"
+        return f"{self.kernel}-{self.form}-{self.dtype}-{self.size}-{dropout}-sm{self.arch}"
+
+
+CASES = [
+    Case(kernel, form, dtype, size, dropout, arch)
+    for kernel in ("forward", "backward")
+    for form, dtypes, sizes in (
+        ("rows", ("bf16", "fp32"), (64, 128)),
+        ("folded", ("bf16", "fp32"), (64, 128)),
+        ("packed", ("bf16", "fp32"), (64, 128)),
+        ("norm", ("bf16",), (768,)),
+    )
+    for dtype in dtypes
+    for size in sizes
+    for dropout in (False, True)
+    for arch in (80, 90)
+]
+
+LIMITS = {
+    ("forward", "bf16", 64): (255, 0),
+    ("forward", "bf16", 128): (184, 0),
+    ("forward", "fp32", 64): (80, 0),
+    ("forward", "fp32", 128): (72, 0),
+    ("backward", "bf16", 64): (200, 0),
+    # Two of these are held to 128 registers by the compiler, at the price of a few spills.
+    ("backward", "bf16", 128): (200, 10),
+    ("backward", "fp32", 64): (255, 0),
+    ("backward", "fp32", 128): (128, 0),
+    ("forward", "bf16", 768): (64, 0),
+    ("backward", "bf16", 768): (96, 0),
+}
+"""Most registers a thread and most spill instructions, by kernel, type and size, on both GPUs."""
+
+
+def broken_limits(case: Case, found: dict[str, int]) -> list[str]:
+    """What a compiled case has too much or too little of."""
+    registers, spills = LIMITS[case.kernel, case.dtype, case.size]
+    broken = []
+    if found["registers"] > registers:
+        broken.append(f"{case.name}: {found['registers']} registers, at most {registers} are allowed")
+    if found["spills"] > spills:
+        broken.append(f"{case.name}: {found['spills']} spill instructions, at most {spills} are allowed")
+    if case.dtype == "bf16" and case.form != "norm" and not found["hgmma"] + found["hmma"]:
+        broken.append(f"{case.name}: no instruction of the tensor cores")
+    if case.arch == 90 and case.dtype == "bf16" and case.form in ("folded", "packed") and not found["hgmma"]:
+        broken.append(f"{case.name}: 64 queries a tile, and no matrix product of a warp group")
+    return broken
 
 
 class _Recorder:
@@ -70,56 +116,66 @@ class _Recorder:
         return record
 
 
-def attention_arguments(case: Case) -> tuple[Any, ...]:
-    dtype, heads, size = TYPES[case.dtype], 12, case.head_size
+def call_attention(case: Case) -> None:
+    dtype, heads, size = TYPES[case.dtype], 12, case.size
     seed = torch.zeros(1, dtype=torch.int64) if case.dropout else None
     p = 0.1 if case.dropout else 0.0
     if case.form == "packed":
         offsets = torch.tensor([0, 20, 60], dtype=torch.int32)
         states = torch.zeros(2 * 32 + 60, heads, size, dtype=dtype)
-        return (states, states, states, None, None, None, None, offsets, seed, 2, 32, 40, size**-0.5, p)
-    images, rows = 2, 4 if case.form == "folded" else 2
-    query = torch.zeros(rows, 32, heads, size, dtype=dtype)
-    key = torch.zeros(images, 257, heads, size, dtype=dtype)
-    index = (None,) * 3
-    if case.form == "folded":
-        index = (torch.tensor([0, 0, 1, 1]), torch.arange(4), torch.tensor([0, 2, 4]))
-    return (query, key, key, None, *index, None, seed, rows, 32, 0, size**-0.5, p)
+        arguments = (states, states, states, None, None, None, None, offsets, seed, 2, 32, 40, size**-0.5, p)
+    else:
+        images, rows = 2, 4 if case.form == "folded" else 2
+        query = torch.zeros(rows, 32, heads, size, dtype=dtype)
+        key = torch.zeros(images, 257, heads, size, dtype=dtype)
+        index = (None,) * 3
+        if case.form == "folded":
+            index = (torch.tensor([0, 0, 1, 1]), torch.arange(4), torch.tensor([0, 2, 4]))
+        arguments = (query, key, key, None, *index, None, seed, rows, 32, 0, size**-0.5, p)
+    output, log_sum = arguments[0], torch.zeros(1)
+    if case.kernel == "forward":
+        attention_forward(*arguments)
+    else:
+        attention_backward(output, *arguments[:3], output, log_sum, *arguments[3:])
 
 
-def record(case: Case) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """The kernel of a case and what it would be launched with."""
-    name = f"attention_{case.kernel}_kernel"
-    recorder = _Recorder(getattr(attention_kernels, name))
-    setattr(attention_kernels, name, recorder)
+def call_norm(case: Case) -> None:
+    x = torch.zeros(64, case.size, dtype=TYPES[case.dtype])
+    vector, row = torch.zeros(case.size, dtype=x.dtype), torch.zeros(64)
+    seed = torch.zeros(1, dtype=torch.int64) if case.dropout else None
+    p = 0.1 if case.dropout else 0.0
+    if case.kernel == "forward":
+        residual_norm_forward(x, x, vector, vector, vector, seed, 1e-12, p, x.dtype)
+    else:
+        residual_norm_backward(x, x, x, vector, vector, row, row, seed, p)
+
+
+def record(case: Case) -> tuple[Any, dict[str, Any]]:
+    """The kernel of a case, and by name what it would be launched with on a GPU."""
+    module, name = attention_kernels, f"attention_{case.kernel}_kernel"
+    if case.form == "norm":
+        module, name = residual_norm_kernels, f"residual_norm_{case.kernel}_kernel"
+    recorder, is_hopper = _Recorder(getattr(module, name)), attention_op._is_hopper
+    setattr(module, name, recorder)
+    attention_op._is_hopper = lambda device: case.arch == 90
     try:
-        arguments = attention_arguments(case)
-        if case.kernel == "forward":
-            attention_forward(*arguments)
-        else:
-            query, _, _, _, _, _, _, packed, _, rows, queries = arguments[:11]
-            tokens = query.shape[0] if packed is not None else rows * queries
-            attention_backward(query, *arguments[:3], query, torch.zeros(query.shape[-2], tokens), *arguments[3:])
+        (call_norm if case.form == "norm" else call_attention)(case)
     finally:
-        setattr(attention_kernels, name, recorder.kernel)
+        setattr(module, name, recorder.kernel)
+        attention_op._is_hopper = is_hopper
     args, options = recorder.launch
-    return recorder.kernel, args, {**options, "WIDEN": False}
+    return recorder.kernel, {**dict(zip(recorder.kernel.arg_names, args)), **options, "WIDEN": False}
 
 
 def compile_case(case: Case) -> dict[str, int]:
-    """Registers, bytes spilled and matrix instructions of a case."""
-    kernel, args, options = record(case)
-    launch = {name: options.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
-    values = {**dict(zip(kernel.arg_names, args)), **options}
+    """Resources of a case; see [`resources`]."""
+    kernel, values = record(case)
+    launch = {name: values.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in values}
     signature, constants, attributes = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
-        value = values[name]
-        plain = kernel.params[place].do_not_specialize
-        if (
-            kernel.params[place].is_constexpr
-            or value is None
-            or (not isinstance(value, (torch.Tensor, float)) and value == 1 and not plain)
-        ):
+        value, parameter = values[name], kernel.params[place]
+        is_one = type(value) is int and value == 1 and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or is_one:
             signature[name], constants[(place,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TRITON_TYPES[value.dtype]
@@ -128,24 +184,21 @@ def compile_case(case: Case) -> dict[str, int]:
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0 and not plain:
+            if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=launch)
     return {**resources(compiled.asm["cubin"]), "shared": compiled.metadata.shared}
 
 
-def _tool(name: str) -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
 def _run(tool: str, *options: str) -> str:
-    return subprocess.run([_tool(tool), *options], capture_output=True, text=True, check=True).stdout
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    return subprocess.run([str(path), *options], capture_output=True, text=True, check=True).stdout
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread, bytes of stack a thread, shared bytes a program, and instructions: those that move registers
-    to memory and back, and matrix products of warp groups and of warps."""
+    """Registers a thread, bytes of stack a thread, and how many instructions move registers to memory and back, or are
+    matrix products of warp groups (HGMMA) and of warps (HMMA)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -164,30 +217,18 @@ def resources(cubin: bytes) -> dict[str, int]:
     }
 
 
-CASES = [
-    Case(kernel, form, dtype, head_size, dropout, arch)
-    for kernel in ("forward", "backward")
-    for form in ("rows", "folded", "packed")
-    for dtype in ("bf16", "fp32")
-    for head_size in (64, 128)
-    for dropout in (False, True)
-    for arch in (80, 90)
-]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cases", nargs="*", help="names of cases; all of them without")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="names of cases; all of them without")
     options = parser.parse_args()
-    chosen = [case for case in CASES if not options.cases or case.name in options.cases]
-    results = {}
-    for case in chosen:
-        results[case.name] = compile_case(case)
-        if not options.json:
-            print(case.name, results[case.name], flush=True)
-    if options.json:
-        json.dump(results, sys.stdout)
+    by_name = {case.name: case for case in CASES}
+    broken = []
+    for name in options.cases or by_name:
+        found = compile_case(by_name[name])
+        broken += broken_limits(by_name[name], found)
+        print(f"{name:40}", *(f"{key} {value:5}" for key, value in found.items()), flush=True)
+    if broken:
+        sys.exit("\n".join(broken))
 
 
 if __name__ == "__main__":

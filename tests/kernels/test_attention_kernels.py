@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kernel_inputs import DEVICE, assert_near_float64, gradients, scattered
 
 from instructblip_hf.kernels import cross_attention, packed_attention, reference
+from kernel_inputs import DEVICE, assert_near_float64, gradients, scattered
 
 
 pytest.importorskip("triton", minversion="3.9" if DEVICE == "cpu" else "3.6", reason="interpreting needs Triton 3.9")
@@ -50,9 +50,7 @@ def test_cross_attention_in_single_precision(name):
     index = None if index is None else torch.tensor(index, device=DEVICE)
     options = {"scaling": sizes[-1] ** -0.5, "dropout_p": dropout_p, "seed": 2**40 + 17}
     assert_near_float64(
-        lambda *states: cross_attention(
-            *states, key_mask=mask, image_index=index, implementation="triton", **options
-        ),
+        lambda *states: cross_attention(*states, key_mask=mask, image_index=index, implementation="triton", **options),
         lambda *states: reference.cross_attention(*states, mask, index, **options),
         tensors,
     )
@@ -67,9 +65,7 @@ def test_cross_attention_in_half_precision(name, dtype):
     index = None if index is None else torch.tensor(index, device=DEVICE)
     options = {"scaling": sizes[-1] ** -0.5, "dropout_p": dropout_p, "seed": 3}
     assert_near_float64(
-        lambda *states: cross_attention(
-            *states, key_mask=mask, image_index=index, implementation="triton", **options
-        ),
+        lambda *states: cross_attention(*states, key_mask=mask, image_index=index, implementation="triton", **options),
         lambda *states: reference.cross_attention(*states, mask, index, **options),
         tensors,
     )
@@ -162,7 +158,9 @@ def test_dropout_does_not_depend_on_how_rows_lie_or_are_folded():
     query = scattered(3, 4, 1, 16, seed=1)
     key, value = (scattered(1, 30, 1, 16, seed=seed) for seed in (2, 3))
     options = {"scaling": 0.25, "dropout_p": 0.4, "seed": 12, "implementation": "triton"}
-    folded = cross_attention(query, key, value, image_index=torch.zeros(3, dtype=torch.int64, device=DEVICE), **options)
+    folded = cross_attention(
+        query, key, value, image_index=torch.zeros(3, dtype=torch.int64, device=DEVICE), **options
+    )
     copied = cross_attention(query, key.expand(3, -1, -1, -1), value.expand(3, -1, -1, -1), **options)
     torch.testing.assert_close(folded, copied, rtol=0, atol=1e-6)
 

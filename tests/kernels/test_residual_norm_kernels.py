@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kernel_inputs import DEVICE, assert_near_float64, gradients, scattered
 
 from instructblip_hf.kernels import dropout_add_layer_norm, reference, residual_norm_op
+from kernel_inputs import DEVICE, assert_near_float64, gradients, scattered
 
 
 pytest.importorskip("triton", minversion="3.9" if DEVICE == "cpu" else "3.6", reason="interpreting needs Triton 3.9")

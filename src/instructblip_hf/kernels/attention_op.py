@@ -23,6 +23,10 @@ def _empty(states: torch.Tensor) -> torch.Tensor:
     return torch.empty(states.shape, dtype=states.dtype, device=states.device)
 
 
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
 class _Launch:
     """What forward and backward launches share: where the queries and keys are, and how they are cut up."""
 
@@ -40,15 +44,18 @@ class _Launch:
         dropout_p: float,
         backward: bool,
     ) -> None:
-        self.packed, self.fold, self.backward = text_offsets is not None, index is not None, backward
+        self.packed, self.fold = text_offsets is not None, index is not None
         self.heads, self.size = query.shape[-2:]
         self.images = rows if self.packed else key.shape[0]
         self.num_keys = num_queries + max_text if self.packed else key.shape[1]
         self.tokens = query.shape[0] if self.packed else rows * num_queries
         self.num_queries = num_queries
         most_queries = num_queries + max_text if self.packed else num_queries
-        choose = backward_blocks if backward else forward_blocks
-        self.blocks = choose(self.size, query.dtype, self.fold or most_queries > 32)
+        tall = self.fold or most_queries > 32
+        if backward:
+            self.blocks = backward_blocks(self.size, query.dtype, tall, _is_hopper(query.device))
+        else:
+            self.blocks = forward_blocks(self.size, query.dtype, tall)
         self.rows_a_tile = max(1, self.blocks.queries // num_queries) if self.fold else 1
         self.tiles = 1 if self.rows_a_tile > 1 else _cut(most_queries, self.blocks.queries)
         self.tile_programs = rows * self.tiles

@@ -45,13 +45,21 @@ def forward_blocks(head_size: int, dtype: torch.dtype, tall: bool) -> Blocks:
     return Blocks(32, 64, 4, 2)
 
 
-def backward_blocks(head_size: int, dtype: torch.dtype, tall: bool) -> Blocks:
-    """Blocks of the backward kernel; arguments as for the forward."""
+def backward_blocks(head_size: int, dtype: torch.dtype, tall: bool, hopper: bool) -> Blocks:
+    """Blocks of the backward kernel.
+
+    Args:
+        head_size (`int`): Size of a head.
+        dtype (`torch.dtype`): Of the tensors.
+        tall (`bool`): Whether a tile can be filled with more than 32 queries: folded questions, or text.
+        hopper (`bool`): Whether the GPU multiplies matrices by groups of warps (compute capability 9.0), which takes 64
+            keys as well as 64 queries; before it 64 keys spill.
+    """
     large = padded_size(head_size) > 64
     if dtype == torch.float32:
         return Blocks(16 if large else 32, 32, 8, 1)
     if tall:
-        return Blocks(64, 32 if large else 64, 8, 1)
+        return Blocks(64, 64 if hopper and not large else 32, 8, 1)
     return Blocks(32, 32, 8 if large else 4, 1)
 
 

@@ -86,7 +86,7 @@ def residual_norm_backward_kernel(
     d_dense_bias = tl.zeros([BLOCK], tl.float32)
     if DROPOUT:
         seed = tl.load(seed_pointer)
-    for step in range(0, rows_a_program):
+    for step in range(rows_a_program):
         row = program * rows_a_program + step
         here = column < tl.where(row < rows, SIZE, 0)
         keep = here
