@@ -107,9 +107,13 @@ def test_uninstall_takes_everything_back_and_install_is_idempotent():
     run(
         PATCHED
         + """
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
 once = state()
 transformers_hooks.install()
 assert once == state() != before
+assert "triton" in ALL_ATTENTION_FUNCTIONS and "triton" in ALL_MASK_ATTENTION_FUNCTIONS
 # `import transformers.pipelines` has put a second module object in the place of the first.
 for module in (transformers, sys.modules["transformers"]):
     assert module.AutoModelForVision2Seq is instructblip_hf.AutoModelForVision2Seq
@@ -117,6 +121,7 @@ transformers_hooks.uninstall()
 for module in (transformers, sys.modules["transformers"], transformers.models.auto, modeling_auto):
     assert not hasattr(module, "AutoModelForVision2Seq"), module
 assert not set(transformers_hooks.TASKS) & set(pipelines.PIPELINE_REGISTRY.supported_tasks)
+assert "triton" not in ALL_ATTENTION_FUNCTIONS and "triton" not in ALL_MASK_ATTENTION_FUNCTIONS
 assert before == state()
 transformers_hooks.install()
 assert transformers.AutoModelForVision2Seq is instructblip_hf.AutoModelForVision2Seq

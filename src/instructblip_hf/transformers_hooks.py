@@ -1,10 +1,11 @@
 """What importing this package gives back to transformers 5, at no cost until it is first used.
 
-Three things are offered, each where transformers itself would look for it:
+Four things are offered, each where transformers itself would look for it:
 
 - ``AutoModelForVision2Seq`` on ``transformers``, ``transformers.models.auto`` and its ``modeling_auto``;
 - the vision towers and Q-Formers of InstructBLIP and BLIP-2 as types that stock ``AutoModel`` builds and loads;
-- the tasks ``"image-to-text"`` and ``"vocabulary-ranking"`` of ``transformers.pipeline``.
+- the tasks ``"image-to-text"`` and ``"vocabulary-ranking"`` of ``transformers.pipeline``;
+- the attention implementation ``"triton"``, for Q-Formers.
 
 [`install`] imports neither torch nor transformers. A finder at the head of ``sys.meta_path`` patches a module right
 after it has been executed; modules that are there already are patched at once, so the order of imports does not
@@ -306,11 +307,40 @@ def _resolves_to(module: ModuleType, task: str, entry: _Task) -> bool:
         return False
 
 
+# --- attn_implementation="triton" ---------------------------------------------------------------------------------
+
+ATTENTION = "triton"
+
+
+def _offer(interface: Any, function: str) -> None:
+    """Register a function of ``models.attention`` under our name; it is imported when it is first called."""
+    known = getattr(interface, "_global_mapping", None)
+    if not isinstance(known, dict) or ATTENTION in known:
+        # Without a place to register, transformers itself says that there is no such implementation.
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(".models.attention", _OURS), function)(*args, **kwargs)
+
+    interface.register(ATTENTION, call)
+    _UNDO.append(functools.partial(known.pop, ATTENTION, None))
+
+
+def _offer_attention(module: ModuleType) -> None:
+    _offer(getattr(module, "AttentionInterface", None), "triton_attention")
+
+
+def _offer_mask(module: ModuleType) -> None:
+    _offer(getattr(module, "AttentionMaskInterface", None), "triton_mask")
+
+
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "transformers": _offer_auto_class,
+    "transformers.masking_utils": _offer_mask,
+    "transformers.modeling_utils": _offer_attention,
     "transformers.models.auto": _offer_auto_class,
     "transformers.models.auto.modeling_auto": _offer_parts,
     "transformers.pipelines": _offer_tasks,
 }
 
-__all__ = ["TASKS", "install", "moved", "uninstall"]
+__all__ = ["ATTENTION", "TASKS", "install", "moved", "uninstall"]

@@ -3,9 +3,17 @@ end of a sub-layer. Each is a function of tensors that picks Triton or plain tor
 """
 
 from .cross_attention import ImageIndex, cross_attention
-from .dispatch import why_not_triton
+from .dispatch import log_once, measured_faster, why_not_triton
 from .packed_attention import packed_attention
 from .residual_norm import dropout_add_layer_norm
 
 
-__all__ = ["ImageIndex", "cross_attention", "dropout_add_layer_norm", "packed_attention", "why_not_triton"]
+__all__ = [
+    "ImageIndex",
+    "cross_attention",
+    "dropout_add_layer_norm",
+    "log_once",
+    "measured_faster",
+    "packed_attention",
+    "why_not_triton",
+]

@@ -54,7 +54,7 @@ def run_processes(tmp_path, sizes, cases):
 # --- against LAVIS ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa", "triton"])
 @pytest.mark.parametrize("case", ["one", "one_ids"])
 def test_losses_are_lavis(case, attn_implementation):
     model = lavis_model(**LAVIS)
