@@ -474,6 +474,30 @@ def train(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, as with train.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Find the largest batch for so much, like 80GiB; the GPU's by default.")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of text before an answer; the recipe's most by default.")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer; the recipe's most by default.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Whose mixed precision is counted: cuda or cpu.")] = "cuda",
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object.")] = False,
+) -> None:
+    """Say what a recipe needs, by part: parameters, bytes, the largest batch. Nothing is loaded but configurations."""
+    from .plan import run_plan
+
+    run_plan(recipe, changes or [], memory, prompt_tokens, answer_tokens, device, as_json)
+
+
+@app.command()
 def features(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
     changes: Annotated[

@@ -65,10 +65,10 @@ def compose(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
         )
         model, report = start_instruction_tuning(parts.second_stage, parts.first_stage, processor)
     logger.info("%s begins with:\n%s", type(model).__name__, report)
-    return _cast(model, dtype), processor
+    return cast_whole(model, dtype), processor
 
 
-def _cast(model: Any, dtype: Any) -> Any:
+def cast_whole(model: Any, dtype: Any) -> Any:
     """The model in a dtype, but for what it keeps in float32 in half precision, as `from_pretrained` does."""
     if dtype == "auto":
         return model
@@ -89,7 +89,7 @@ def _first_stage(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
     model = Blip2ForPreTraining.from_vision_bert_pretrained(
         vision, parts.bert, num_query_tokens=parts.num_query_tokens, processor=processor
     )
-    return _cast(model, dtype), processor
+    return cast_whole(model, dtype), processor
 
 
 def _llava(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
@@ -127,7 +127,7 @@ def _llava(parts: PartsArguments, dtype: Any) -> tuple[Any, Any]:
         vision_feature_layer=parts.vision_feature_layer,
         vision_feature_select_strategy=strategy,
     )
-    return _cast(model, dtype), processor
+    return cast_whole(model, dtype), processor
 
 
 @torch.no_grad()
@@ -170,4 +170,4 @@ def _tokenizer_of(text: str) -> Any:
     return tokenizer
 
 
-__all__ = ["DECODER_TOKEN", "PAD_TOKEN", "compose"]
+__all__ = ["DECODER_TOKEN", "PAD_TOKEN", "cast_whole", "compose"]

@@ -95,6 +95,11 @@ def check_logits_at_labels(language_model: Any, is_encoder_decoder: bool) -> Non
     setattr(language_model, _CHECKED, True)
 
 
+def assume_logits_at_labels(language_model: Any) -> None:
+    """Leaves out `check_logits_at_labels`, for a model without values."""
+    setattr(language_model, _CHECKED, True)
+
+
 def _losses(
     language_model: Any, is_encoder_decoder: bool, targets: torch.Tensor, inputs: dict[str, Any], chunk_logits: int
 ) -> tuple[torch.Tensor, Any]:
