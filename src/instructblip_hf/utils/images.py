@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -259,7 +259,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would make a copy all the same
+            image = ImageOps.exif_transpose(image)
         if image.mode in ("La", "RGBa"):
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
         if image.mode in ("I", "F") or is_16_bit:
