@@ -44,6 +44,8 @@ class Case:
         modules (`Sequence[torch.nn.Module]`, *optional*): Models likewise.
         missing (`dict[str, str]`, *optional*): Ways that are not timed here, and why.
         rounds (`int`, *optional*): In place of the settings', for work that takes minutes; 1 also leaves out warming up.
+        operations (`float`, *optional*): Floating-point operations that the work cannot do without.
+        elements (`float`, *optional*): Numbers that it has to read and write at least, inputs and outputs once each.
     """
 
     subject: str
@@ -57,6 +59,8 @@ class Case:
     modules: Sequence[torch.nn.Module] = ()
     missing: dict[str, str] = field(default_factory=dict)
     rounds: int | None = None
+    operations: float | None = None
+    elements: float | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +69,10 @@ class Case:
 
 @dataclass
 class Row:
-    """What was measured of one way: medians, and the middle half of the rounds."""
+    """What was measured of one way: medians, and the middle half of the rounds.
+
+    ``roofline`` is the least time that the measured ceilings of the device allow, over the time that it took.
+    """
 
     subject: str
     point: dict[str, Any]
@@ -78,17 +85,19 @@ class Row:
     rounds: int
     memory_mib: float | None
     difference: float
+    roofline: float | None = None
 
 
 @dataclass
 class Settings:
-    """How to measure."""
+    """How to measure; ``ceilings`` are operations and bytes a second, where they were measured."""
 
     device: str = "cpu"
     dtype: str = "float32"
     rounds: int = 5
     seconds: float = 60.0
     memory: bool = True
+    ceilings: tuple[float, float] | None = None
 
 
 def relative_error(expected: torch.Tensor, found: torch.Tensor) -> float:
@@ -128,6 +137,7 @@ def measure(case: Case, settings: Settings) -> list[Row]:
             break
         for name in names[number % len(names) :] + names[: number % len(names)]:
             times[name].append(clock(case.variants[name]))
+    floor = least_seconds(case, settings)
     rows = []
     for name in names:
         ratios = [first / own for first, own in zip(times[names[0]], times[name], strict=True)]
@@ -144,6 +154,7 @@ def measure(case: Case, settings: Settings) -> list[Row]:
                 len(ratios),
                 None,
                 differences[name],
+                floor / statistics.median(times[name]) if floor is not None else None,
             )
         )
     if settings.memory and case.clock is None and rounds > 1:
@@ -151,6 +162,26 @@ def measure(case: Case, settings: Settings) -> list[Row]:
             row.memory_mib = peak_growth(case.variants[row.variant], settings.device)
         normal_malloc()
     return rows
+
+
+def least_seconds(case: Case, settings: Settings) -> float | None:
+    """What the ceilings allow: the longer of arithmetic and moving data."""
+    if settings.ceilings is None or case.operations is None or case.elements is None:
+        return None
+    operations, size = settings.ceilings
+    return max(case.operations / operations, case.elements * getattr(torch, settings.dtype).itemsize / size)
+
+
+def cuda_ceilings(dtype: str) -> tuple[float, float]:
+    """Operations a second of a large matrix product, and bytes a second (read and written) of a large copy."""
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=getattr(torch, dtype))
+    long = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(long)
+    for work in (lambda: matrix @ matrix, lambda: target.copy_(long)):
+        work()
+    product = statistics.median(cuda_seconds(lambda: matrix @ matrix) for _ in range(5))
+    copy = statistics.median(cuda_seconds(lambda: target.copy_(long)) for _ in range(5))
+    return 2 * 8192**3 / product, 2 * long.nbytes / copy
 
 
 def _compare(case: Case) -> dict[str, float]:
@@ -306,7 +337,7 @@ def by_subject(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table of a subject: a line for each point, for each way milliseconds and ratio."""
+    """A Markdown table of a subject: a line for each point, for each way milliseconds (share of the roofline) and ratio."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     keys = list(dict.fromkeys(key for row in rows for key in row["point"]))
     first = variants[0]
@@ -350,7 +381,8 @@ def _points(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def milliseconds(row: dict[str, Any]) -> str:
     value = 1000 * row["seconds"]
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return text if row["roofline"] is None else f"{text} ({100 * row['roofline']:.0f} %)"
 
 
 def ratio(row: dict[str, Any]) -> str:

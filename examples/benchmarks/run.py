@@ -19,13 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Settings, as_json, by_subject, measure, memory_table, plot, surroundings, table, write_json
+from harness import (
+    Settings,
+    as_json,
+    by_subject,
+    cuda_ceilings,
+    measure,
+    memory_table,
+    plot,
+    surroundings,
+    table,
+    write_json,
+)
 from options import Options
 
 from models import SIZES, build
 
 
-SUBJECTS = ("start_up", "loading", "qformer", "images", "questions", "generation", "ranking")
+SUBJECTS = ("start_up", "loading", "fused", "qformer", "images", "questions", "generation", "ranking")
 
 
 def main() -> None:
@@ -49,17 +60,20 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     options = Options(args.device, args.dtype, args.size == "tiny", args.compile, args.lavis)
     settings = Settings(args.device, args.dtype, args.rounds, args.seconds)
+    if args.device == "cuda":
+        settings.ceilings = cuda_ceilings(args.dtype)
     content: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
         "size": args.size,
         "dtype": args.dtype,
+        "ceilings": settings.ceilings,
         **surroundings(args.device),
         "rows": [],
         "missing": {},
     }
     pair = None
     for subject in args.subjects:
-        if pair is None and subject in ("qformer", "images", "questions", "generation"):
+        if pair is None and subject in ("fused", "qformer", "images", "questions", "generation"):
             pair = build(SIZES[args.size], args.device)
         for case in importlib.import_module(subject).cases(options, pair):
             rows = as_json(measure(case, settings))
