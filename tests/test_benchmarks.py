@@ -125,21 +125,37 @@ def test_memory_is_what_lives_at_a_time(harness):
     assert 30 < row.memory_mib < 50
 
 
-def test_all_benchmarks_run_and_write_their_results(tmp_path):
-    subjects = ["start_up", "loading", "qformer", "images", "questions", "generation", "ranking"]
+def run_all(folder, subjects, **environment):
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "run.py", "--size", "tiny", "--rounds", "2", "--seconds", "0"]
-        + ["--output", tmp_path, "--subjects", *subjects],
+        + ["--output", folder, "--subjects", *subjects],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCES), os.environ.get("PYTHONPATH", "")])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(SOURCES), os.environ.get("PYTHONPATH", "")]),
+            **environment,
+        },
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "results.json").read_text())
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_all_benchmarks_run_and_write_their_results(tmp_path):
+    subjects = ["start_up", "loading", "qformer", "images", "questions", "generation", "ranking"]
+    results = run_all(tmp_path, subjects)
     found = {row["subject"] for row in results["rows"]}
     assert len(found) == 11
     assert all(row["seconds"] > 0 and row["difference"] <= 1e-3 for row in results["rows"])
     tables = (tmp_path / "tables.md").read_text()
     assert all(f"## {subject}\n" in tables for subject in found)
     assert results["missing"]["qformer"] == {"LAVIS": "no --lavis", "stock, compiled": "no --compile"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_benchmark_of_the_kernels_compares_them_before_it_times_them(tmp_path):
+    results = run_all(tmp_path, ["fused"], TRITON_INTERPRET="1")
+    of_triton = [row for row in results["rows"] if row["variant"] == "Triton"]
+    assert len(of_triton) == 5
+    assert all(0 < row["difference"] <= 1e-5 for row in of_triton)  # computed in another order than torch's
