@@ -45,7 +45,7 @@ def residual_norm_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Output of shape (rows, hidden) and ``dtype``, and of each row the mean and the inverse deviation.
 
-    ``x`` and ``residual`` have the shape (rows, hidden) and elements of a row behind one another.
+    ``x`` and ``residual`` have the shape (rows, hidden); their rows, and the vectors, must be contiguous.
     """
     from .residual_norm_kernels import residual_norm_forward_kernel
 
