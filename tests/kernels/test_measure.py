@@ -23,7 +23,7 @@ needs_triton = pytest.mark.skipif(
 @pytest.mark.parametrize("operation", TINY)
 def test_right_results_pass_and_wrong_ones_are_not_timed(operation):
     tensors, call = measuring.build_call(operation, TINY[operation], torch.float32, DEVICE)
-    measuring.check(call, tensors, gradients=True)
+    measuring.check(call, tensors, measuring.draw_weights(tensors))
 
     def wrong(implementation):
         function = call(implementation)
@@ -32,7 +32,7 @@ def test_right_results_pass_and_wrong_ones_are_not_timed(operation):
         return lambda *states: function(*states) * 1.01
 
     with pytest.raises(RuntimeError, match=r"tensor 0 is off by .* from float64, torch by .*: not timed"):
-        measuring.check(wrong, tensors, gradients=False)
+        measuring.check(wrong, tensors, None)
 
 
 @needs_triton

@@ -120,26 +120,33 @@ def build_call(
     return tensors, attend
 
 
-def run(function: Operation, tensors: Tensors, gradients: bool) -> Tensors:
-    """Output, and with ``gradients`` those of its sum weighted by a ramp."""
-    if not gradients:
+def run(function: Operation, tensors: Tensors, weights: torch.Tensor | None) -> Tensors:
+    """Output, and with ``weights``, of the shape of the output, the gradients of its sum weighted by them."""
+    if weights is None:
         with torch.no_grad():
             return [function(*tensors)]
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     output = function(*leaves)
-    ramp = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=torch.float32)
-    return [output.detach(), *torch.autograd.grad(output, leaves, ramp.view(output.shape).to(output.dtype))]
+    return [output.detach(), *torch.autograd.grad(output, leaves, weights.to(output.dtype))]
 
 
-def check(call: Callable[[str], Operation], tensors: Tensors, gradients: bool, factor: float = 3.0) -> None:
+def draw_weights(tensors: Tensors) -> torch.Tensor:
+    """Random weights of the shape of an output, which for every operation is that of the first tensor."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(tensors[0].shape, generator=generator).to(tensors[0].device, tensors[0].dtype)
+
+
+def check(
+    call: Callable[[str], Operation], tensors: Tensors, weights: torch.Tensor | None, factor: float = 3.0
+) -> None:
     """Compare both forms with float64.
 
     Raises:
         RuntimeError: If Triton is further from float64 than ``factor`` times torch in the same type, and than 1e-5 of the
             largest number.
     """
-    exact = run(call("torch"), [tensor.double() for tensor in tensors], gradients)
-    ours, theirs = (run(call(name), tensors, gradients) for name in ("triton", "torch"))
+    exact = run(call("torch"), [tensor.double() for tensor in tensors], weights)
+    ours, theirs = (run(call(name), tensors, weights) for name in ("triton", "torch"))
     for place, (got, other, wanted) in enumerate(zip(ours, theirs, exact)):
         off, usual = ((states.double() - wanted).abs().max().item() for states in (got, other))
         allowed = max(factor * usual, 1e-5 * wanted.abs().max().item())
@@ -178,7 +185,8 @@ def measure(
     reason = why_not_triton(tensors[0], shape.get("head_size"))
     if reason is not None:
         raise RuntimeError(f"{operation} cannot be measured: {reason}")
-    check(call, tensors, gradients)
+    weights = draw_weights(tensors) if gradients else None
+    check(call, tensors, weights)
     if tensors[0].device.type != "cuda":
         raise RuntimeError(
             f"{operation} is right, but there is no GPU: an interpreted kernel has no time worth knowing"
@@ -189,7 +197,7 @@ def measure(
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             for _ in range(calls):
-                run(call(name), tensors, gradients)
+                run(call(name), tensors, weights)
             end.record()
             end.synchronize()
             if turn >= 0:

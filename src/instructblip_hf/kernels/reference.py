@@ -51,8 +51,10 @@ def attend_padded(
         reads_nothing = ~key_mask.any(-1)
         # A row of scores that are all masked has no softmax; such a row reads everything, and its output is cleared.
         mask = (key_mask | reads_nothing[:, None])[:, None, None, :]
-    if dropout_p and seed is not None:
-        output = _attend_with_seed(query, key, value, mask, scaling, dropout_p, seed)
+    # torch's fused backward of half precision is several times slower on a CPU than its matrix products.
+    slow = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    if (dropout_p and seed is not None) or (slow and torch.is_grad_enabled() and query.requires_grad):
+        output = _attend_in_steps(query, key, value, mask, scaling, dropout_p, seed)
     else:
         output = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scaling
@@ -63,23 +65,27 @@ def attend_padded(
     return output.contiguous()
 
 
-def _attend_with_seed(
+def _attend_in_steps(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float,
     dropout_p: float,
-    seed: int | torch.Tensor,
+    seed: Seed,
 ) -> torch.Tensor:
-    """Attention with heads before tokens, whose dropout is known by the place of each probability."""
+    """Attention with heads before tokens, by matrix products; dropout of a seed goes by the place of a probability."""
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling  # [rows, heads, queries, keys]
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     probabilities = scores.softmax(-1)
-    rows, heads, queries, keys = scores.shape
-    keep = philox.keep_attention(seed, dropout_p, rows, heads, queries, keys, scores.device)
-    return torch.matmul(probabilities * keep / (1 - dropout_p), value)
+    if dropout_p and seed is not None:
+        rows, heads, queries, keys = scores.shape
+        keep = philox.keep_attention(seed, dropout_p, rows, heads, queries, keys, scores.device)
+        probabilities = probabilities * keep / (1 - dropout_p)
+    elif dropout_p:
+        probabilities = nn.functional.dropout(probabilities, dropout_p)
+    return torch.matmul(probabilities, value)
 
 
 def cross_attention(
