@@ -8,10 +8,15 @@ import torch
 
 from instructblip_hf.kernels import dispatch
 from instructblip_hf.models.attention import kernel_choice
+from kernel_inputs import DEVICE
 from tiny_models import batch, labels_for, our_blip_2, our_model, our_retrieval_model, stock_model
 
 
 BATCH = {"text_lengths": (3, 11), "instruction_lengths": (38, 1)}
+
+
+def on_device(inputs):
+    return {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
 
 
 @pytest.fixture
@@ -46,11 +51,12 @@ def results(model, implementation, inputs):
 @pytest.mark.parametrize("build", [our_model, stock_model, our_blip_2], ids=["ours", "stock", "BLIP-2"])
 def test_the_qformer_alone_gives_eagers_numbers_and_gradients(build, launches):
     kind = "opt" if build is our_blip_2 else "llama"
-    model = build(kind)
+    model = build(kind).to(DEVICE)
     inputs = batch(**BATCH)
     if kind == "opt":
         inputs = {name: tensor for name, tensor in inputs.items() if not name.startswith("qformer")}
     inputs["labels"] = labels_for(kind, inputs)
+    inputs = on_device(inputs)
     expected = results(model, "eager", inputs)
     assert not launches
     actual = results(model, {"qformer_config": "triton"}, inputs)
@@ -63,8 +69,8 @@ def test_the_qformer_alone_gives_eagers_numbers_and_gradients(build, launches):
 @pytest.mark.skipif(dispatch._TRITON_IS_MISSING, reason="the kernels are written in Triton")
 @pytest.mark.parametrize("kind", ["llama", "t5", "qwen"])
 def test_the_name_for_a_whole_model_leaves_the_other_parts_with_sdpa(kind, launches, caplog):
-    model = our_model(kind)
-    inputs = batch(**BATCH)
+    model = our_model(kind).to(DEVICE)
+    inputs = on_device(batch(**BATCH))
     model.set_attn_implementation("sdpa")
     expected = model.generate(
         **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
