@@ -22,6 +22,7 @@ from .blank_images import blank_image, needs_blank_image
 from .connectors.shared_images import check_image_index
 from .image_cache import CacheOrigin, ImageCache, parts_of, weights_version
 from .language_models.adapter import build_language_model, run_language_model
+from .language_models.shared_prefill import prompts_read_once
 from .model_part import value_or_default
 from .ranking import RankingOutput, rank_continuations
 from .strict_loading import StrictLoadingMixin
@@ -405,6 +406,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor | ModelOutput:
         """Let the language model continue the prompt; `return_full_text=False` cuts the prompt off, here alone.
 
+        With several beams or samples a prompt is read once for all of them.
+
         Args:
             inputs_embeds (`torch.Tensor`): Shape (batch, tokens, hidden), image features in place.
             attention_mask (`torch.Tensor`, *optional*): Shape (batch, tokens); by default all ones.
@@ -426,7 +429,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         if not self.config.is_encoder_decoder and input_ids is not None:
             inputs["input_ids"] = input_ids
             prompt_length = input_ids.shape[1]
-        outputs = language_model.generate(**inputs, **generate_kwargs)
+        with prompts_read_once(language_model):
+            outputs = language_model.generate(**inputs, **generate_kwargs)
         if return_full_text or not prompt_length:
             return outputs
         if isinstance(outputs, torch.Tensor):
