@@ -22,6 +22,7 @@ from .blank_images import blank_image, needs_blank_image
 from .connectors.shared_images import check_image_index
 from .image_cache import CacheOrigin, ImageCache, parts_of, weights_version
 from .language_models.adapter import build_language_model, run_language_model
+from .language_models.padded_prompts import PaddedPrompt, length_multiple
 from .language_models.shared_prefill import prompts_read_once
 from .model_part import value_or_default
 from .ranking import RankingOutput, rank_continuations
@@ -402,6 +403,7 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None,
         input_ids: torch.Tensor | None,
         return_full_text: bool,
+        pad_to_multiple_of: int | None = None,
         **generate_kwargs: Any,
     ) -> torch.Tensor | ModelOutput:
         """Let the language model continue the prompt; `return_full_text=False` cuts the prompt off, here alone.
@@ -413,10 +415,16 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             attention_mask (`torch.Tensor`, *optional*): Shape (batch, tokens); by default all ones.
             input_ids (`torch.LongTensor`, *optional*): Shape (batch, tokens), what a causal model's output starts with.
             return_full_text (`bool`): Whether a causal model's sequences start with the prompt.
+            pad_to_multiple_of (`int`, *optional*):
+                Pads prompts to such a length, so that compiled passes see few shapes. By default 64 with a cache of fixed
+                size (``cache_implementation="static"``), and otherwise not at all.
             generate_kwargs: As for `transformers.GenerationMixin.generate`.
 
         Returns:
             `torch.LongTensor` of shape (batch * num_return_sequences, tokens), or a `ModelOutput`.
+
+        Raises:
+            ValueError: If ``pad_to_multiple_of`` is below 1, or given where lengths are counted with the prompt.
         """
         language_model: Any = self.language_model
         if hasattr(language_model, "_hf_hook"):
@@ -424,14 +432,17 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             language_model._hf_hook.io_same_device = True
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        multiple = length_multiple(pad_to_multiple_of, generate_kwargs, self.generation_config)
+        prompt = PaddedPrompt.of(inputs_embeds, attention_mask, input_ids, multiple, self.config)
+        inputs = {"inputs_embeds": prompt.inputs_embeds, "attention_mask": prompt.attention_mask}
+        # What is cut off: all of the prompt, or the padding before it.
         prompt_length = 0
-        if not self.config.is_encoder_decoder and input_ids is not None:
-            inputs["input_ids"] = input_ids
-            prompt_length = input_ids.shape[1]
+        if not self.config.is_encoder_decoder and prompt.input_ids is not None:
+            inputs["input_ids"] = prompt.input_ids
+            prompt_length = prompt.padding if return_full_text else prompt.input_ids.shape[1]
         with prompts_read_once(language_model):
             outputs = language_model.generate(**inputs, **generate_kwargs)
-        if return_full_text or not prompt_length:
+        if not prompt_length:
             return outputs
         if isinstance(outputs, torch.Tensor):
             return outputs[:, prompt_length:]

@@ -1,0 +1,101 @@
+"""Prompts of few lengths, for caches of fixed size: what is compiled, or recorded as a CUDA graph, holds for one shape.
+
+With ``cache_implementation="static"`` transformers compiles the steps after the prompt on an accelerator. Their shapes are
+those of the cache, whose size follows from the length of the prompt: without padding nearly every batch would be compiled anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+logger = logging.getLogger(__name__)
+
+PROMPT_MULTIPLE = 64
+"""Lengths of prompts with a cache of fixed size are multiples of it."""
+
+_FIXED_SIZE = ("static", "offloaded_static")
+
+# transformers' own default, which does not count the prompt.
+_DEFAULT_MAX_LENGTH = 20
+
+
+@dataclass(frozen=True)
+class PaddedPrompt:
+    """A prompt that was made longer.
+
+    Attributes:
+        inputs_embeds (`torch.Tensor`): Shape (batch, tokens, hidden).
+        attention_mask (`torch.Tensor`): Shape (batch, tokens).
+        input_ids (`torch.Tensor` or `None`): Shape (batch, tokens).
+        padding (`int`): How many tokens were added.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    input_ids: torch.Tensor | None
+    padding: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        multiple: int | None,
+        config: Any,
+    ) -> PaddedPrompt:
+        """Pads to a multiple: on the left, and for encoders, whose positions begin there, on the right."""
+        padding = -inputs_embeds.shape[1] % multiple if multiple is not None else 0
+        if not padding:
+            return cls(inputs_embeds, attention_mask, input_ids)
+        sides = (0, padding) if config.is_encoder_decoder else (padding, 0)
+        if input_ids is not None:
+            pad_token_id = getattr(config.text_config, "pad_token_id", None)
+            input_ids = nn.functional.pad(input_ids, sides, value=pad_token_id or 0)
+        return cls(
+            nn.functional.pad(inputs_embeds, (0, 0, *sides)),
+            nn.functional.pad(attention_mask, sides),
+            input_ids,
+            padding,
+        )
+
+
+def length_multiple(given: int | None, generate_kwargs: dict[str, Any], own_config: Any) -> int | None:
+    """What lengths of prompts are to be multiples of: what is given, or `PROMPT_MULTIPLE` with a cache of fixed size.
+
+    Args:
+        given (`int`, *optional*): ``pad_to_multiple_of`` of the caller.
+        generate_kwargs (`dict`): Options of ``generate``.
+        own_config (`GenerationConfig`): The model's.
+
+    Raises:
+        ValueError: If ``given`` is below 1, or lengths count the prompt, so that padding would change them.
+    """
+    if given is not None and given < 1:
+        raise ValueError(f"pad_to_multiple_of is {given}; it must be at least 1")
+    config = generate_kwargs.get("generation_config") or own_config
+    cache = generate_kwargs.get("cache_implementation", getattr(config, "cache_implementation", None))
+    if given is None and cache not in _FIXED_SIZE:
+        return None
+    counted = [name for name in ("max_length", "min_length") if generate_kwargs.get(name)]
+    has_max_new_tokens = generate_kwargs.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
+    if not has_max_new_tokens and getattr(config, "max_length", None) not in (None, _DEFAULT_MAX_LENGTH):
+        counted = counted or ["generation_config.max_length"]
+    if not counted:
+        return given or PROMPT_MULTIPLE
+    if given is not None:
+        raise ValueError(
+            f"pad_to_multiple_of makes prompts longer, and {', '.join(counted)} counts the prompt: give max_new_tokens or "
+            "min_new_tokens in its place"
+        )
+    logger.info("prompts are not padded for the %s cache, as %s counts the prompt", cache, ", ".join(counted))
+    return None
+
+
+__all__ = ["PROMPT_MULTIPLE", "PaddedPrompt", "length_multiple"]

@@ -1,0 +1,84 @@
+"""A cache of fixed size: tokens and scores of the plain path, and few compilations however long the prompts are."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
+
+import tiny_models
+
+
+RAGGED = {"images_per_row": (1, 2, 1), "text_lengths": (6, 3, 9), "instruction_lengths": (7, 4, 2)}
+MODELS = {
+    "llama": lambda: tiny_models.our_model("llama"),
+    "opt": lambda: tiny_models.our_blip_2("opt"),
+    "t5": lambda: tiny_models.our_model("t5"),
+    "llava": lambda: tiny_models.our_llava("qwen"),
+}
+
+
+def inputs_for(name, **options):
+    inputs = tiny_models.batch(**{**RAGGED, **options})
+    return inputs if name in ("llama", "t5") else {key: value for key, value in inputs.items() if "qformer" not in key}
+
+
+def generate(model, inputs, **options):
+    torch.manual_seed(3)
+    options = {"max_new_tokens": 6, **options}
+    return model.generate(**inputs, **options, return_dict_in_generate=True, output_scores=True)
+
+
+@pytest.mark.parametrize("way", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_cache_of_fixed_size_answers_alike(name, way):
+    model, inputs = MODELS[name](), inputs_for(name)
+    with torch.no_grad():
+        plain = generate(model, inputs, **way)
+        for options in ({"cache_implementation": "static"}, {"pad_to_multiple_of": 16}):
+            other = generate(model, inputs, **way, **options)
+            assert other.sequences.tolist() == plain.sequences.tolist()
+            torch.testing.assert_close(other.scores, plain.scores, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_prompt_is_cut_off_or_returned_without_padding(name):
+    model, inputs = MODELS[name](), inputs_for(name)
+    for return_full_text in (True, False):
+        options = {"max_new_tokens": 4, "return_full_text": return_full_text}
+        plain = model.generate(**inputs, **options)
+        padded = model.generate(**inputs, **options, cache_implementation="static")
+        assert padded.tolist() == plain.tolist()
+
+
+def compilations(model, lengths, **options):
+    torch._dynamo.reset()
+    counters.clear()
+    # On a GPU transformers compiles by itself, with CUDA graphs; here every shape gets a graph of its own.
+    config = CompileConfig(backend="eager", mode=None, dynamic=False)
+    config._compile_all_devices = True
+    for length in lengths:
+        inputs = tiny_models.batch(text_lengths=(length, length - 2))
+        plain = model.generate(**inputs, max_new_tokens=4)
+        compiled = model.generate(
+            **inputs, max_new_tokens=4, cache_implementation="static", compile_config=config, **options
+        )
+        assert compiled.tolist() == plain.tolist()
+    return counters["stats"]["unique_graphs"]
+
+
+def test_ragged_prompts_are_no_recompilation_storm():
+    lengths = range(6, 30, 4)
+    assert compilations(tiny_models.our_model("llama"), lengths, pad_to_multiple_of=1) == len(lengths)
+    assert compilations(tiny_models.our_model("llama"), lengths, pad_to_multiple_of=16) == 2  # 16 and 32 tokens
+    assert compilations(tiny_models.our_model("llama"), lengths) == 1  # 64
+
+
+def test_lengths_that_count_the_prompt():
+    model, inputs = tiny_models.our_model("llama"), tiny_models.batch()
+    length = inputs["input_ids"].shape[1] + 3
+    plain = model.generate(**inputs, max_length=length)
+    assert model.generate(**inputs, max_length=length, cache_implementation="static").tolist() == plain.tolist()
+    with pytest.raises(ValueError, match=r"max_length counts the prompt: give max_new_tokens"):
+        model.generate(**inputs, max_length=length, pad_to_multiple_of=8)
+    with pytest.raises(ValueError, match=r"pad_to_multiple_of is 0; it must be at least 1"):
+        model.generate(**inputs, pad_to_multiple_of=0)
