@@ -16,7 +16,9 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 
+from ...kernels import packed_attention
 from ..attention import attend
+from .packed_text import PackedText
 from .shared_images import SharedImages
 
 
@@ -98,12 +100,15 @@ class QFormerMultiHeadAttention(nn.Module):
         shared: SharedImages | None = None,
         key: torch.Tensor | None = None,
         value: torch.Tensor | None = None,
+        packed: PackedText | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query = self.query(hidden_states)
         if key is None or value is None:
             key, value = self.keys_and_values(source)
         if shared is not None:
             query, key, value = shared.gather_queries(query), shared.copy_keys(key), shared.copy_keys(value)
+        if packed is not None:
+            return self._attend_packed(query, key, value, packed), None
         output, probabilities = attend(
             self,
             self._heads(query),
@@ -116,6 +121,22 @@ class QFormerMultiHeadAttention(nn.Module):
             output = shared.scatter_outputs(output)
             probabilities = shared.scatter_probabilities(probabilities) if probabilities is not None else None
         return output.flatten(2), probabilities
+
+    def _attend_packed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedText
+    ) -> torch.Tensor:
+        """Self-attention of a packed buffer, each (tokens, hidden)."""
+        states = (one.unflatten(-1, (-1, self.head_dim)) for one in (query, key, value))
+        output = packed_attention(
+            *states,
+            rows=packed.rows,
+            num_queries=packed.num_queries,
+            text_offsets=packed.offsets,
+            max_text=packed.max_text,
+            scaling=self.scaling,
+            dropout_p=self.config.attention_probs_dropout_prob if self.training else 0.0,
+        )
+        return output.flatten(1)
 
 
 class QFormerResidual(nn.Module):
@@ -147,9 +168,10 @@ class QFormerAttention(nn.Module):
         shared: SharedImages | None = None,
         key: torch.Tensor | None = None,
         value: torch.Tensor | None = None,
+        packed: PackedText | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attended, probabilities = self.attention(
-            hidden_states, hidden_states if source is None else source, attention_mask, shared, key, value
+            hidden_states, hidden_states if source is None else source, attention_mask, shared, key, value, packed
         )
         return self.output(attended, hidden_states), probabilities
 
@@ -192,7 +214,12 @@ class QFormerLayer(GradientCheckpointingLayer):
         key: torch.Tensor | None = None,
         value: torch.Tensor | None = None,
         queries_only: bool = False,
+        packed: PackedText | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        if packed is not None:
+            return self._forward_packed(
+                hidden_states, encoder_hidden_states, encoder_attention_mask, shared, key, value, queries_only, packed
+            )
         source = None
         if queries_only:  # the text is read, and nothing is made of it
             source, hidden_states = hidden_states, hidden_states[:, :query_length]
@@ -202,17 +229,55 @@ class QFormerLayer(GradientCheckpointingLayer):
         cross_probabilities = None
         streams = []
         if query_length:
-            if self.has_cross_attention:
-                if encoder_hidden_states is None and key is None:
-                    raise ValueError("encoder_hidden_states are needed: the queries attend to the image")
-                queries, cross_probabilities = self.crossattention(
-                    queries, encoder_hidden_states, encoder_attention_mask, shared, key, value
-                )
-            streams.append(self.output_query(self.intermediate_query(queries), queries))
+            queries, cross_probabilities = self._read_image(
+                queries, encoder_hidden_states, encoder_attention_mask, shared, key, value
+            )
+            streams.append(queries)
         if text.shape[1]:
             streams.append(self.output(self.intermediate(text), text))
         output = torch.cat(streams, dim=1) if len(streams) > 1 else streams[0]
         return output, self_probabilities, cross_probabilities
+
+    def _read_image(
+        self,
+        queries: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        shared: SharedImages | None,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Cross-attention, where this layer has it, and the feed-forward layer of (rows, queries, hidden)."""
+        probabilities = None
+        if self.has_cross_attention:
+            if encoder_hidden_states is None and key is None:
+                raise ValueError("encoder_hidden_states are needed: the queries attend to the image")
+            queries, probabilities = self.crossattention(
+                queries, encoder_hidden_states, encoder_attention_mask, shared, key, value
+            )
+        return self.output_query(self.intermediate_query(queries), queries), probabilities
+
+    def _forward_packed(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        shared: SharedImages | None,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        queries_only: bool,
+        packed: PackedText,
+    ) -> tuple[torch.Tensor, None, None]:
+        """The layer on (rows * queries + text tokens, hidden)."""
+        hidden_states, _ = self.attention(hidden_states, packed=packed)
+        queries, text = packed.split(hidden_states)
+        streams = []
+        if packed.num_queries:
+            queries, _ = self._read_image(queries, encoder_hidden_states, encoder_attention_mask, shared, key, value)
+            streams.append(queries.flatten(0, 1))
+        if not queries_only:
+            streams.append(self.output(self.intermediate(text), text))
+        return torch.cat(streams), None, None
 
 
 class QFormerEncoder(nn.Module):
@@ -234,6 +299,7 @@ class QFormerEncoder(nn.Module):
         shared: SharedImages | None = None,
         keys_and_values: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
         queries_only: bool = False,
+        packed: PackedText | None = None,
     ) -> BaseModelOutputWithCrossAttentions:
         all_hidden_states: tuple[torch.Tensor, ...] | None = (hidden_states,) if output_hidden_states else None
         attentions: tuple[torch.Tensor, ...] | None = () if output_attentions else None
@@ -251,6 +317,7 @@ class QFormerEncoder(nn.Module):
                 key,
                 value,
                 queries_only and number == len(self.layer),
+                packed,
             )
             if all_hidden_states is not None:
                 all_hidden_states += (hidden_states,)

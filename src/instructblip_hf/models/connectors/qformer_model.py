@@ -16,9 +16,14 @@ from ..attention import check_attentions_available
 from ..composition import load_part
 from ..model_part import ModelPart, as_input_of, value_or_default
 from .configuration_qformer import QFormerConfig
+from .packed_text import PackedText
 from .qformer import QFormerEncoder
 from .qformer_from_bert import bert_shape, copy_bert_weights
 from .shared_images import SharedImages
+
+
+# Implementations whose results packing gives; others are what a caller asked for by name, or return probabilities.
+_PACKS = ("sdpa", "triton")
 
 
 class QFormerModel(ModelPart):
@@ -51,7 +56,8 @@ class QFormerModel(ModelPart):
             query_length (`int`): Number of queries; the rest is text.
             attention_mask (`torch.Tensor`, *optional*):
                 Shape (batch, queries + text), 1 where a position counts; or an additive float mask of shape
-                (batch, 1, queries + text, queries + text).
+                (batch, 1, queries + text, queries + text). With SDPA and much padding nothing is computed for it, and
+                states there come out as zeros; on an accelerator only if the mask is in the memory of the CPU.
             encoder_hidden_states (`torch.Tensor`, *optional*): Shape (batch, image tokens, image hidden), or with
                 ``encoder_index`` (images, image tokens, image hidden).
             encoder_attention_mask (`torch.Tensor`, *optional*): Shape (batch, image tokens) or (images, image tokens).
@@ -77,6 +83,7 @@ class QFormerModel(ModelPart):
         output_attentions = value_or_default(output_attentions, self.config.output_attentions)
         check_attentions_available(self.config, output_attentions)
         self_mask: Any = None
+        packed = None
         if attention_mask is not None:
             if attention_mask.dim() == 4 and not attention_mask.is_floating_point():
                 # Eager attention would add it as zeros and ones.
@@ -90,7 +97,10 @@ class QFormerModel(ModelPart):
                     f"{implementation} attention takes no mask of four dimensions, which matching and the first stage need: "
                     "use eager or sdpa for the Q-Former"
                 )
-            self_mask = bidirectional_mask(self.config, states, attention_mask)
+            if implementation in _PACKS and not output_hidden_states and states.shape[1] > query_length:
+                packed = PackedText.of(attention_mask, query_length, states.device)
+            if packed is None:
+                self_mask = bidirectional_mask(self.config, states, attention_mask)
         source = encoder_keys_and_values[0][0] if encoder_keys_and_values else encoder_hidden_states
         shared = None
         if encoder_index is not None and source is not None:
@@ -105,8 +115,11 @@ class QFormerModel(ModelPart):
             cross_mask = bidirectional_mask(
                 self.config, queries, encoder_attention_mask, source[:1].expand(len(queries), -1, -1)
             )
+        queries_only = (
+            queries_only and not output_hidden_states and not output_attentions and self._can_leave_text(self_mask)
+        )
         encoded = self.encoder(
-            states,
+            states if packed is None else packed.pack(states),
             encoder_hidden_states,
             self_mask,
             cross_mask,
@@ -115,8 +128,12 @@ class QFormerModel(ModelPart):
             output_attentions,
             shared,
             encoder_keys_and_values,
-            queries_only and not output_hidden_states and not output_attentions and self._can_leave_text(self_mask),
+            queries_only,
+            packed,
         )
+        if packed is not None:
+            last = encoded.last_hidden_state
+            encoded["last_hidden_state"] = packed.split(last)[0] if queries_only else packed.unpack(last)
         outputs = BaseModelOutputWithPoolingAndCrossAttentions(
             pooler_output=encoded.last_hidden_state[:, 0], **encoded
         )

@@ -148,7 +148,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             "input_ids": input_ids,
             "attention_mask": torch.cat([query_mask, attention_mask], dim=1),
             # Counted over the mask: collators of stock pipelines pad instructions on the language model's side.
-            "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
+            "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0).to(input_ids.device),
         }
 
     def _blank_instruction(self, device: torch.device) -> dict[str, torch.Tensor]:
