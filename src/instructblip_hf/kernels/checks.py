@@ -38,7 +38,7 @@ def check_dropout(dropout_p: float, seed: int | torch.Tensor | None) -> None:
 def in_autocast_type(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Tensors in the type that autocast gives to matrix products, where it is on."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -104,7 +104,7 @@ def cross_attention(
     folded = None
     # Whether folding pays is read off the index; on a GPU that would wait, and in a compiled graph it cannot be done.
     # Dropout of a seed belongs to a row, not to a place in a fold.
-    if not (query.is_cuda or torch.compiler.is_compiling() or (dropout_p and seed is not None)):
+    if not (query.device.type != "cpu" or torch.compiler.is_compiling() or (dropout_p and seed is not None)):
         folded = _fold_places(image_index, key.shape[0])
     if folded is None:
         key, value = key.index_select(0, image_index), value.index_select(0, image_index)

@@ -1,5 +1,7 @@
 """Texts of different lengths without padding: equal to padded rows and to stock transformers, forward and backward."""
 
+import functools
+
 import pytest
 import torch
 
@@ -11,13 +13,19 @@ from tiny_models import batch, labels_for, our_model, our_retrieval_model, stock
 LENGTHS = (9, 2, 5, 1)
 
 
+@pytest.fixture(autouse=True)
+def always_packed(monkeypatch):
+    """Also at a width at which it does not pay."""
+    monkeypatch.setattr(packed_text, "least_padding", lambda hidden_size: 0.0)
+
+
 @pytest.fixture
 def padded(monkeypatch):
     """A call that never packs, beside which the same call as it is."""
 
     def run(call):
         with monkeypatch.context() as patch:
-            patch.setattr(packed_text, "LEAST_PADDING", 2.0)
+            patch.setattr(packed_text, "least_padding", lambda hidden_size: 1.0)
             return call()
 
     return run
@@ -156,20 +164,22 @@ def mask_of(*lengths, queries=4):
     return torch.tensor([[1] * (queries + length) + [0] * (longest - length) for length in lengths])
 
 
-def test_which_batches_are_packed():
-    device = torch.device("cpu")
-    packed = PackedText.of(mask_of(9, 2, 5, 1), 4, device)
+def test_which_batches_are_packed(monkeypatch):
+    states = torch.arange(4 * 13.0).view(4, 13, 1)
+    packed = PackedText.of(mask_of(9, 2, 5, 1), 4, states)
     assert (packed.rows, packed.num_queries, packed.text, packed.max_text) == (4, 4, 9, 9)
     assert packed.offsets.tolist() == [0, 9, 11, 16, 17]
-    states = torch.arange(4 * 13.0).view(4, 13, 1)
     assert torch.equal(packed.unpack(packed.pack(states)), states * mask_of(9, 2, 5, 1)[..., None])
     without_query = mask_of(9, 2, 5, 1)
     without_query[0, 0] = 0
-    for mask in (mask_of(6, 6, 5), without_query, mask_of(9, 1)[:, None, None], mask_of(9, 1).to("meta")):
-        assert PackedText.of(mask, 4, device) is None
-    # The share of padding decides: 7 of 56 tokens are an eighth.
-    assert PackedText.of(mask_of(24, 17, queries=4), 4, device) is None
-    assert PackedText.of(mask_of(24, 16, queries=4), 4, device) is not None
+    for mask in (mask_of(6, 6, 6), without_query, mask_of(9, 1)[:, None, None], mask_of(9, 1).to("meta")):
+        assert PackedText.of(mask, 4, states) is None
+    monkeypatch.undo()
+    # By the share of padding, 1 in 8 and more: 8 of 56 tokens are a seventh.
+    wide = torch.zeros(2, 28, 2000)
+    assert PackedText.of(mask_of(24, 17), 4, wide) is None
+    assert PackedText.of(mask_of(24, 16), 4, wide) is not None
+    assert PackedText.of(mask_of(24, 16), 4, torch.zeros(2, 28, 200)) is None
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -188,5 +198,19 @@ def test_states_of_all_layers_and_eager_attention_are_padded(attention):
 
 def test_a_mask_on_the_cpu_serves_states_elsewhere():
     """As with an accelerator: the lengths are known without waiting for it."""
-    packed = PackedText.of(mask_of(9, 2, 5, 1), 4, torch.device("meta"))
-    assert packed.pack(torch.zeros(4, 13, 32, device="meta")).shape == (4 * 4 + 17, 32)
+    states = torch.zeros(4, 13, 32, device="meta")
+    assert PackedText.of(mask_of(9, 2, 5, 1), 4, states).pack(states).shape == (4 * 4 + 17, 32)
+
+
+@torch.no_grad()
+def test_the_implementation_triton(padded):
+    model = our_model().double()
+    inputs = inputs_of()
+    inputs["pixel_values"] = inputs["pixel_values"].double()
+    image_side = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+    expected = padded(lambda: model.get_image_features(**image_side).pooler_output)
+    model.qformer.set_attn_implementation("triton")
+    for queries_only in (False, True):
+        for run in (padded, lambda call: call()):
+            own = run(functools.partial(model.get_image_features, **image_side, queries_only=queries_only))
+            torch.testing.assert_close(own.pooler_output, expected, rtol=0, atol=1e-12)

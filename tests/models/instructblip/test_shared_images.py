@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from instructblip_hf.kernels import ImageIndex
 from instructblip_hf.models.connectors.shared_images import SharedImages
 from tiny_models import IMAGE_SIZE, LANGUAGE_MODELS, batch, labels_for, our_model
 
@@ -162,3 +163,27 @@ def test_an_index_that_does_not_fit(change, message):
     _, shared = shared_batch(INDICES["regular"])
     with pytest.raises(ValueError, match=message):
         our_model()(**{**shared, **change})
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "triton"])
+def test_reading_through_the_index_as_on_an_accelerator(attention, monkeypatch):
+    """There nothing is counted or copied: the kernels' operation gets the index, here its form in plain torch."""
+    repeated, shared = shared_batch(INDICES["ragged"])
+    seen = []
+    results = []
+    for inputs in (repeated, shared):
+        model = our_model().double()
+        model.qformer.set_attn_implementation(attention)
+        inputs["pixel_values"] = inputs["pixel_values"].double()
+        model(**inputs, labels=labels_for("llama", inputs)).loss.backward()
+        results.append(gradients(model))
+
+        def through_the_index(shared, device, with_kernels=False):
+            seen.append(with_kernels)
+            index = shared.index.to(device)
+            return SharedImages(index, shared.images, kernel_index=ImageIndex.of(index, shared.images))
+
+        monkeypatch.setattr(SharedImages, "to", through_the_index)
+    assert seen == [True]
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, rtol=0, atol=1e-10, msg=name)

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 import torch
 
 
-LEAST_PADDING = 0.125
-"""Share of padding among all tokens, queries included, from which packing is faster than padding on a CPU; see
-docs/image_cache.md."""
+def least_padding(hidden_size: int) -> float:
+    """Share of padding among all tokens, queries included, from which packing is faster than padding.
+
+    Fitted to measurements on a CPU (docs/image_cache.md): what is saved grows with the square of the width, the copies that
+    packing takes with the width.
+    """
+    return 0.125 + 25 / hidden_size
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class PackedText:
     max_text: int
 
     @classmethod
-    def of(cls, attention_mask: torch.Tensor, num_queries: int, device: torch.device) -> PackedText | None:
+    def of(cls, attention_mask: torch.Tensor, num_queries: int, states: torch.Tensor) -> PackedText | None:
         """The packing of rows with a mask, or `None` where it does not pay or cannot be known.
 
         The mask is looked at where it is in the memory of the CPU alone: elsewhere that would wait for the device.
@@ -45,7 +49,7 @@ class PackedText:
         Args:
             attention_mask (`torch.Tensor`): Shape (rows, queries + text), not 0 where a token counts.
             num_queries (`int`): Queries of each row, which all have to count.
-            device (`torch.device`): Of the states.
+            states (`torch.Tensor`): Shape (rows, queries + text, hidden), what is to be packed.
         """
         if torch.compiler.is_compiling() or attention_mask.dim() != 2 or attention_mask.device.type != "cpu":
             return None
@@ -53,9 +57,10 @@ class PackedText:
         text = counts[:, num_queries:]
         tokens = int(text.sum())
         padding = text.numel() - tokens
-        if padding <= LEAST_PADDING * counts.numel() or not bool(counts[:, :num_queries].all()):
+        if padding <= least_padding(states.shape[-1]) * counts.numel() or not bool(counts[:, :num_queries].all()):
             return None
         lengths = text.sum(1)
+        device = states.device
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
         places = text.flatten().nonzero()[:, 0]
         return cls(len(counts), num_queries, text.shape[1], places.to(device), offsets.to(device), int(lengths.max()))
@@ -78,4 +83,4 @@ class PackedText:
         return torch.cat([queries, padded.unflatten(0, (self.rows, self.text))], dim=1)
 
 
-__all__ = ["LEAST_PADDING", "PackedText"]
+__all__ = ["PackedText", "least_padding"]

@@ -16,8 +16,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 
-from ...kernels import packed_attention
-from ..attention import attend
+from ...kernels import cross_attention, packed_attention
+from ..attention import attend, kernel_choice
 from .packed_text import PackedText
 from .shared_images import SharedImages
 
@@ -105,6 +105,8 @@ class QFormerMultiHeadAttention(nn.Module):
         query = self.query(hidden_states)
         if key is None or value is None:
             key, value = self.keys_and_values(source)
+        if shared is not None and shared.kernel_index is not None and attention_mask is None:
+            return self._attend_indexed(query, key, value, shared), None
         if shared is not None:
             query, key, value = shared.gather_queries(query), shared.copy_keys(key), shared.copy_keys(value)
         if packed is not None:
@@ -135,8 +137,22 @@ class QFormerMultiHeadAttention(nn.Module):
             max_text=packed.max_text,
             scaling=self.scaling,
             dropout_p=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            implementation=kernel_choice(self.config),
         )
         return output.flatten(1)
+
+    def _attend_indexed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shared: SharedImages
+    ) -> torch.Tensor:
+        """Attention of (rows, queries, hidden) to images (images, tokens, hidden) through their index, without a copy."""
+        output = cross_attention(
+            *(one.unflatten(-1, (-1, self.head_dim)) for one in (query, key, value)),
+            image_index=shared.kernel_index,
+            scaling=self.scaling,
+            dropout_p=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            implementation=kernel_choice(self.config),
+        )
+        return output.flatten(2)
 
 
 class QFormerResidual(nn.Module):
@@ -223,7 +239,8 @@ class QFormerLayer(GradientCheckpointingLayer):
         source = None
         if queries_only:  # the text is read, and nothing is made of it
             source, hidden_states = hidden_states, hidden_states[:, :query_length]
-            attention_mask = attention_mask[..., :query_length, :] if attention_mask is not None else None
+            if attention_mask is not None and attention_mask.dim() == 4:
+                attention_mask = attention_mask[..., :query_length, :]
         hidden_states, self_probabilities = self.attention(hidden_states, source, attention_mask)
         queries, text = hidden_states[:, :query_length], hidden_states[:, query_length:]
         cross_probabilities = None

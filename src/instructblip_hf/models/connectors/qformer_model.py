@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from ..attention import check_attentions_available
+from ..attention import check_attentions_available, kernel_choice
 from ..composition import load_part
 from ..model_part import ModelPart, as_input_of, value_or_default
 from .configuration_qformer import QFormerConfig
@@ -98,13 +98,14 @@ class QFormerModel(ModelPart):
                     "use eager or sdpa for the Q-Former"
                 )
             if implementation in _PACKS and not output_hidden_states and states.shape[1] > query_length:
-                packed = PackedText.of(attention_mask, query_length, states.device)
+                packed = PackedText.of(attention_mask, query_length, states)
             if packed is None:
                 self_mask = bidirectional_mask(self.config, states, attention_mask)
         source = encoder_keys_and_values[0][0] if encoder_keys_and_values else encoder_hidden_states
         shared = None
         if encoder_index is not None and source is not None:
-            shared = SharedImages.of(encoder_index, source.shape[0]).to(states.device)
+            may_use_kernels = kernel_choice(self.config) != "torch" and not torch.compiler.is_compiling()
+            shared = SharedImages.of(encoder_index, source.shape[0]).to(states.device, may_use_kernels)
         cross_mask: Any = None
         if encoder_attention_mask is not None and source is not None:
             queries = states[:, :query_length]
@@ -165,7 +166,8 @@ class QFormerModel(ModelPart):
         return [layer.crossattention.attention for layer in layers]
 
     def _can_leave_text(self, self_mask: Any) -> bool:
-        if self_mask is not None and not (isinstance(self_mask, torch.Tensor) and self_mask.dim() == 4):
+        implementation = self.config._attn_implementation or "eager"
+        if self_mask is not None and implementation not in ("eager", "sdpa", "triton"):
             return False  # masks of other forms tell queries and keys apart by their number
         last: Any = self.encoder.layer[-1]
         text_parts = [getattr(last, name) for name in ("intermediate", "output") if hasattr(last, name)]

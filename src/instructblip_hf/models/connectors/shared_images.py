@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ...kernels import ImageIndex
+
 
 MOST_PADDING = 2.0
 """Rows with room for as many questions as the most-asked image has, over rows: above it keys and values are copied."""
@@ -27,12 +29,14 @@ class SharedImages:
         places (`torch.LongTensor`, *optional*): Shape (rows,), each row's place among ``images * room`` places; `None`
             where the images are asked so unevenly that copies of keys and values cost less.
         room (`int`, *optional*, defaults to 1): Places an image.
+        kernel_index ([`ImageIndex`], *optional*): For `kernels.cross_attention`, which copies nothing.
     """
 
     index: torch.Tensor
     images: int
     places: torch.Tensor | None = None
     room: int = 1
+    kernel_index: ImageIndex | None = None
 
     @classmethod
     def of(cls, index: torch.Tensor, images: int) -> SharedImages:
@@ -56,10 +60,14 @@ class SharedImages:
         within[by_image] = torch.arange(len(index), device=index.device) - starts
         return cls(index, images, index * room + within, room)
 
-    def to(self, device: torch.device) -> SharedImages:
-        """With its tensors on a device."""
+    def to(self, device: torch.device, with_kernels: bool = False) -> SharedImages:
+        """With its tensors on a device; ``with_kernels`` where a kernel may read keys and values through the index."""
         places = self.places.to(device) if self.places is not None else None
-        return replace(self, index=self.index.to(device), places=places)
+        index = self.index.to(device)
+        # What is folded already reads an image once.
+        uses_kernels = with_kernels and places is None and device.type != "cpu"
+        kernel_index = ImageIndex.of(index, self.images) if uses_kernels else None
+        return replace(self, index=index, places=places, kernel_index=kernel_index)
 
     def gather_queries(self, query: torch.Tensor) -> torch.Tensor:
         """From (rows, queries, hidden) to (images, room * queries, hidden); rows as they are where copies cost less."""
