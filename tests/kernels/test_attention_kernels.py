@@ -51,7 +51,7 @@ def test_cross_attention_in_single_precision(name):
     options = {"scaling": sizes[-1] ** -0.5, "dropout_p": dropout_p, "seed": 2**40 + 17}
     assert_near_float64(
         lambda *states: cross_attention(*states, key_mask=mask, image_index=index, implementation="triton", **options),
-        lambda *states: reference.cross_attention(*states, mask, index, **options),
+        lambda *states: reference.cross_attention_in_torch(*states, mask, index, **options),
         tensors,
     )
 
@@ -66,7 +66,7 @@ def test_cross_attention_in_half_precision(name, dtype):
     options = {"scaling": sizes[-1] ** -0.5, "dropout_p": dropout_p, "seed": 3}
     assert_near_float64(
         lambda *states: cross_attention(*states, key_mask=mask, image_index=index, implementation="triton", **options),
-        lambda *states: reference.cross_attention(*states, mask, index, **options),
+        lambda *states: reference.cross_attention_in_torch(*states, mask, index, **options),
         tensors,
     )
 
@@ -100,7 +100,7 @@ def test_packed_attention(name, dtype):
     options = {**shape, "scaling": sizes[-1] ** -0.5, "dropout_p": dropout_p, "seed": -5}
     assert_near_float64(
         lambda *states: packed_attention(*states, implementation="triton", **options),
-        lambda *states: reference.packed_attention(*states, **options),
+        lambda *states: reference.packed_attention_in_torch(*states, **options),
         tensors,
     )
 

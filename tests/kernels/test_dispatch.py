@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
+from transformers.dynamic_module_utils import get_imports
 
 from instructblip_hf.kernels import cross_attention, dispatch, measured, why_not_triton
 from instructblip_hf.kernels.measured import Measurement, is_faster, read_table, write_table
@@ -168,6 +170,12 @@ def test_a_named_implementation_that_cannot_run_is_logged_once_and_answered_by_t
     assert torch.equal(named, again)
     (record,) = caplog.records
     assert record.message.startswith("cross_attention runs in plain torch, not in Triton: ")
+
+
+def test_code_beside_a_checkpoint_asks_for_no_triton():
+    """transformers refuses remote code whose imports are missing, unless it sees that they may be."""
+    folder = Path(dispatch.__file__).parent
+    assert {path.name for path in folder.glob("*.py") if "triton" in get_imports(path)} == set()
 
 
 def test_without_a_name_nothing_is_logged(caplog):

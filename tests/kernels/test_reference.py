@@ -54,6 +54,36 @@ def test_cross_attention_is_attention_of_each_row_to_its_image(index, seed):
             torch.testing.assert_close(output[row, :, head], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("queries", [3, 70])
+def test_half_precision_with_gradients_is_near_float64(queries, dtype):
+    """Few queries are trained in steps, many by torch's fused attention."""
+    states = [make(2, tokens, 2, 8, seed=seed).to(dtype) for seed, tokens in enumerate((queries, 9, 9))]
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[0, 4:] = False
+    mask[1] = False
+    results = {}
+    for precision in (dtype, torch.float64):
+        leaves = [tensor.to(precision).requires_grad_() for tensor in states]
+        output = cross_attention(*leaves, key_mask=mask, scaling=0.3)
+        weights = make(*output.shape, seed=9).to(dtype).to(precision)
+        results[precision] = [output.detach(), *torch.autograd.grad(output, leaves, weights)]
+    for got, wanted in zip(results[dtype], results[torch.float64]):
+        assert not got[1].any()
+        off = (got.double() - wanted).abs().max() / wanted.abs().max()
+        assert off < 4 * torch.finfo(dtype).eps
+
+
+def test_half_precision_in_steps_drops_as_often_as_it_should():
+    query = torch.zeros(4, 8, 4, 16, dtype=torch.bfloat16, requires_grad=True)
+    key, value = torch.zeros(4, 64, 4, 16, dtype=torch.bfloat16), torch.zeros(4, 64, 4, 16, dtype=torch.bfloat16)
+    value[..., 0] = 1.0
+    torch.manual_seed(0)
+    kept = cross_attention(query, key, value, scaling=1.0, dropout_p=0.25)[..., 0].detach().double().mean()
+    # A mean of 4 * 4 * 8 * 64 draws that are 0 or 4/3.
+    assert abs(float(kept) - 1) < 4 * (0.25 / 0.75 / (4 * 4 * 8 * 64)) ** 0.5
+
+
 def test_an_index_made_once_is_the_same_as_the_tensor():
     index = torch.tensor([1, 0, 1])
     query, key, value = make(3, 2, 2, 4), make(2, 5, 2, 4), make(2, 5, 2, 4, seed=1)

@@ -15,8 +15,12 @@ wrong.
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("the kernels are written in Triton: pip install 'instructblip-hf[gpu]'") from error
 
 
 @triton.jit

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from . import philox
 from .block_sizes import backward_blocks, forward_blocks, padded_size
+from .philox import ROUNDS, threshold
 
 
 def _cut(count: int, block: int) -> int:
@@ -62,7 +62,7 @@ class _Launch:
         self.one_pass = not self.fold and self.tiles == 1
         self.key_tiles = _cut(self.num_keys, self.blocks.keys)
         self.counts = (rows, self.images, num_queries, self.num_keys, self.heads, self.tokens)
-        self.dropout = (scaling, philox.threshold(dropout_p), 1 / (1 - dropout_p))
+        self.dropout = (scaling, threshold(dropout_p), 1 / (1 - dropout_p))
         self.mask_strides = (0, 0) if key_mask is None else key_mask.stride()
         self.options: dict[str, Any] = {
             "ROWS": self.rows_a_tile,
@@ -70,7 +70,7 @@ class _Launch:
             "FOLD": self.fold,
             "MASKED": key_mask is not None,
             "DROPOUT": dropout_p > 0,
-            "ROUNDS": philox.ROUNDS,
+            "ROUNDS": ROUNDS,
             "SIZE": self.size,
             "BLOCK_SIZE": padded_size(self.size),
             "BLOCK_M": self.blocks.queries,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from . import reference
 from .attention_op import attention_forward, seed_tensor
 from .checks import check_dropout, check_states, in_autocast_type, readable
 from .dispatch import use_triton
+from .reference import cross_attention_in_torch
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def cross_attention(
     shape = {"rows": rows, "images": images, "queries": queries, "keys": keys, "heads": heads, "head_size": size}
     if not use_triton(implementation, "cross_attention", (query, key, value), **shape):
         index = None if image_index is None else image_index.index
-        return reference.cross_attention(query, key, value, key_mask, index, scaling, dropout_p, seed)
+        return cross_attention_in_torch(query, key, value, key_mask, index, scaling, dropout_p, seed)
     of_images: tuple[torch.Tensor | None, ...] = (None, None, None)
     if image_index is not None:
         of_images = (image_index.index, image_index.order, image_index.starts)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from . import reference
 from .attention_op import attention_forward, seed_tensor
 from .checks import check_dropout, check_states, in_autocast_type, readable
 from .dispatch import use_triton
+from .reference import packed_attention_in_torch
 
 
 def packed_attention(
@@ -77,7 +77,7 @@ def packed_attention(
     heads, size = query.shape[1:]
     shape = {"rows": rows, "queries": num_queries, "text_tokens": text_tokens, "heads": heads, "head_size": size}
     if not use_triton(implementation, "packed_attention", (query, key, value), **shape):
-        return reference.packed_attention(
+        return packed_attention_in_torch(
             query, key, value, rows, num_queries, text_offsets, max_text, scaling, dropout_p, seed
         )
     kernel_seed = seed_tensor(seed, dropout_p, query.device)

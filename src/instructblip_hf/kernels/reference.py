@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from . import philox
+from .philox import keep_attention, keep_elements
 
 
 Seed = int | torch.Tensor | None
 MOST_PADDING = 2.0
 """Room for as many questions as the most-asked image has, over rows: above it keys and values are copied."""
+MOST_QUERIES_IN_STEPS = 64
+"""Queries a row up to which half precision is trained in steps on a CPU."""
 
 
 def attend_padded(
@@ -51,8 +53,9 @@ def attend_padded(
         reads_nothing = ~key_mask.any(-1)
         # A row of scores that are all masked has no softmax; such a row reads everything, and its output is cleared.
         mask = (key_mask | reads_nothing[:, None])[:, None, None, :]
-    # torch's fused backward of half precision is several times slower on a CPU than its matrix products.
-    slow = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    # On a CPU torch's fused backward of half precision is slower than its products, unless queries are many.
+    half = query.dtype in (torch.bfloat16, torch.float16) and query.shape[2] <= MOST_QUERIES_IN_STEPS
+    slow = half and query.device.type == "cpu"
     if (dropout_p and seed is not None) or (slow and torch.is_grad_enabled() and query.requires_grad):
         output = _attend_in_steps(query, key, value, mask, scaling, dropout_p, seed)
     else:
@@ -81,14 +84,14 @@ def _attend_in_steps(
     probabilities = scores.softmax(-1)
     if dropout_p and seed is not None:
         rows, heads, queries, keys = scores.shape
-        keep = philox.keep_attention(seed, dropout_p, rows, heads, queries, keys, scores.device)
+        keep = keep_attention(seed, dropout_p, rows, heads, queries, keys, scores.device)
         probabilities = probabilities * keep / (1 - dropout_p)
     elif dropout_p:
         probabilities = nn.functional.dropout(probabilities, dropout_p)
     return torch.matmul(probabilities, value)
 
 
-def cross_attention(
+def cross_attention_in_torch(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -133,7 +136,7 @@ def _fold_places(image_index: torch.Tensor, images: int) -> tuple[torch.Tensor, 
     return image_index * room + within, room
 
 
-def packed_attention(
+def packed_attention_in_torch(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -172,7 +175,7 @@ def packed_attention(
     return torch.cat([queries, text.index_select(0, places)])
 
 
-def dropout_add_layer_norm(
+def dropout_add_layer_norm_in_torch(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
@@ -186,11 +189,16 @@ def dropout_add_layer_norm(
     if dense_bias is not None:
         x = x + dense_bias
     if dropout_p and seed is not None:
-        keep = philox.keep_elements(seed, dropout_p, x[..., 0].numel(), x.shape[-1], x.device)
+        keep = keep_elements(seed, dropout_p, x[..., 0].numel(), x.shape[-1], x.device)
         x = x * keep.view(x.shape) / (1 - dropout_p)
     elif dropout_p:
         x = nn.functional.dropout(x, dropout_p)
     return nn.functional.layer_norm(x + residual, weight.shape, weight, bias, eps)
 
 
-__all__ = ["attend_padded", "cross_attention", "dropout_add_layer_norm", "packed_attention"]
+__all__ = [
+    "attend_padded",
+    "cross_attention_in_torch",
+    "dropout_add_layer_norm_in_torch",
+    "packed_attention_in_torch",
+]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from . import reference
 from .attention_op import seed_tensor
 from .checks import check_dropout
 from .dispatch import use_triton
+from .reference import dropout_add_layer_norm_in_torch
 from .residual_norm_op import residual_norm_forward
 
 
@@ -57,7 +57,7 @@ def dropout_add_layer_norm(
             raise ValueError(f"{name} must have the shape ({x.shape[-1]},), got {tuple(vector.shape)}")
     rows, hidden = x[..., 0].numel(), x.shape[-1]
     if not use_triton(implementation, "dropout_add_layer_norm", (x, residual, weight), rows=rows, hidden=hidden):
-        return reference.dropout_add_layer_norm(x, residual, weight, bias, eps, dropout_p, seed, dense_bias)
+        return dropout_add_layer_norm_in_torch(x, residual, weight, bias, eps, dropout_p, seed, dense_bias)
     # Under autocast torch takes LayerNorm on a GPU in single precision.
     single = x.is_cuda and torch.is_autocast_enabled("cuda")
     dtype = torch.float32 if single else torch.promote_types(x.dtype, residual.dtype)

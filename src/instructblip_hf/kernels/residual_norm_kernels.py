@@ -7,8 +7,12 @@ rows, and torch adds those up, so the order is always the same.
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("the kernels are written in Triton: pip install 'instructblip-hf[gpu]'") from error
 
 from .attention_kernels import _load, _store
 

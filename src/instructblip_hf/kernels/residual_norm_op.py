@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import philox
+from .philox import ROUNDS, threshold
 
 
 PROGRAMS = 256
@@ -22,7 +22,7 @@ def _options(
     return {
         "BIASED": dense_bias is not None,
         "DROPOUT": dropout_p > 0,
-        "ROUNDS": philox.ROUNDS,
+        "ROUNDS": ROUNDS,
         "SIZE": size,
         "BLOCK": block,
         "WIDEN": x.device.type == "cpu" and half,
@@ -67,7 +67,7 @@ def residual_norm_forward(
             x.stride(0),
             residual.stride(0),
             eps,
-            philox.threshold(dropout_p),
+            threshold(dropout_p),
             1 / (1 - dropout_p),
             **_options(x, dense_bias, dropout_p, residual, weight, output),
         )
@@ -129,7 +129,7 @@ def residual_norm_backward(
             rows_a_program,
             x.stride(0),
             residual.stride(0),
-            philox.threshold(dropout_p),
+            threshold(dropout_p),
             1 / (1 - dropout_p),
             **_options(x, dense_bias, dropout_p, residual, weight, d_output),
         )

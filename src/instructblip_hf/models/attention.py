@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .. import kernels
+from ..kernels import cross_attention, log_once, measured_faster
 
 
 QFORMERS = ("instructblip_qformer", "blip_2_qformer")
@@ -87,7 +87,7 @@ def _is_measured_faster(module: Any, query: torch.Tensor, key: torch.Tensor) -> 
         return False
     rows, heads, queries, size = query.shape
     shape = {"rows": rows, "images": rows, "queries": queries, "keys": key.shape[2], "heads": heads, "head_size": size}
-    return kernels.measured_faster("cross_attention", (query, key), **shape)
+    return measured_faster("cross_attention", (query, key), **shape)
 
 
 def kernel_choice(config: Any) -> str | None:
@@ -122,13 +122,13 @@ def triton_attention(
     if reason is not None:
         model_type = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
         if not torch.compiler.is_compiling():
-            kernels.log_once(f"{model_type} uses SDPA, not attn_implementation='triton': {reason}")
+            log_once(f"{model_type} uses SDPA, not attn_implementation='triton': {reason}")
         if attention_mask is not None and attention_mask.dim() == 2:
             attention_mask = attention_mask[:, None, None, :]
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    output = kernels.cross_attention(
+    output = cross_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
