@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 
 def modules_after(code: str) -> set[str]:
     script = f"{code}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
@@ -26,6 +28,28 @@ def test_import_adds_no_module_of_transformers_to_an_imported_transformers():
         added = modules_after(code) - before
         assert "torch" not in added
         assert not {name for name in added if name.partition(".")[0] == "transformers"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["plan", "--help"], ["train", "--list"], ["data", "list"]]
+)
+def test_commands_that_need_no_model_load_no_torch(arguments):
+    loaded = modules_after(
+        "import contextlib, io, sys\n"
+        "from instructblip_hf.cli import main\n"
+        f"sys.argv = ['instructblip', *{arguments!r}]\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    main()"
+    )
+    assert "instructblip_hf.cli.app" in loaded
+    assert not loaded & {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
+
+
+def test_telling_of_errors_loads_no_torch():
+    """Asking a chat model elsewhere, for judging and generating data, is done without torch."""
+    loaded = modules_after("from instructblip_hf.cli.errors import stopping_errors\nwith stopping_errors():\n    pass")
+    assert "instructblip_hf.evaluation.errors" in loaded
+    assert not loaded & {"torch", "transformers", "numpy"}
 
 
 def seconds(code: str) -> float:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from instructblip_hf.cli.app import app
 from instructblip_hf.data.catalog import DATASETS
 from instructblip_hf.data.sources.datasets import CatalogDataset, open_images
-from instructblip_hf.evaluation.answering import EvaluationError, TaskModel
+from instructblip_hf.evaluation.answering import TaskModel
+from instructblip_hf.evaluation.errors import EvaluationError
 from instructblip_hf.evaluation.metrics import exact_match, roc_auc
 from instructblip_hf.evaluation.runner import EvaluationOptions, evaluate
 from instructblip_hf.evaluation.tasks import TASKS, Decoding, EvalTask

@@ -40,7 +40,7 @@ def user_errors() -> Iterator[None]:
 def stopping_errors() -> Iterator[None]:
     """Turns errors that long work stops with, each complete in itself, into one line and exit code 1."""
     from ..capfilt.errors import CapFiltError
-    from ..evaluation.answering import EvaluationError
+    from ..evaluation.errors import EvaluationError
     from ..training.errors import TrainingError
 
     try:

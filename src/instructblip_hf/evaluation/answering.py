@@ -20,10 +20,6 @@ MOST_SCORES = 100
 """Scores of more candidates than this do not go into a record; VisDial has a hundred."""
 
 
-class EvaluationError(RuntimeError):
-    """An evaluation that cannot go on; what is answered so far stays."""
-
-
 class TaskModel:
     """A model that answers a task.
 
@@ -156,4 +152,4 @@ def distinct_answers(examples: Sequence[Example] | Any) -> list[str]:
     return list(found)
 
 
-__all__ = ["MOST_SCORES", "EvaluationError", "TaskModel", "distinct_answers", "ranked_answer"]
+__all__ = ["MOST_SCORES", "TaskModel", "distinct_answers", "ranked_answer"]

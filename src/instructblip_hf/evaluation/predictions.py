@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.whole_files import write_whole
-from .answering import EvaluationError
+from .errors import EvaluationError
 from .metrics.rows import check_ids, named
 
 

@@ -30,7 +30,8 @@ from ..data.schema import Example
 from ..data.sources.datasets import CatalogDataset
 from ..utils.fingerprints import describe_model, fingerprint_of, fingerprint_of_processor
 from ..utils.whole_files import write_whole
-from .answering import EvaluationError, TaskModel, distinct_answers
+from .answering import TaskModel, distinct_answers
+from .errors import EvaluationError
 from .predictions import PredictionFolder, ids_of, unanswered
 from .published import closest_published, published_number
 from .report import RESULTS, write_report

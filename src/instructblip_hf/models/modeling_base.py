@@ -22,6 +22,7 @@ from .blank_images import blank_image, needs_blank_image
 from .connectors.shared_images import check_image_index
 from .image_cache import CacheOrigin, ImageCache, parts_of, weights_version
 from .language_models.adapter import build_language_model, run_language_model
+from .language_models.image_tokens import image_tokens, prompts_of_ids
 from .language_models.padded_prompts import PaddedPrompt, length_multiple
 from .language_models.shared_prefill import prompts_read_once
 from .model_part import value_or_default
@@ -448,6 +449,70 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             return outputs[:, prompt_length:]
         outputs.sequences = outputs.sequences[:, prompt_length:]
         return outputs
+
+    @torch.no_grad()
+    def generate_batch(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        continuous_batching_config: Any = None,
+        max_new_tokens: int | None = None,
+        **images: Any,
+    ) -> list[Any]:
+        """Continuous batching by transformers' own: a row that has ended makes room for the next one.
+
+        For many requests at once, of prompts and answers of any lengths. Images are encoded together first.
+
+        Args:
+            input_ids (`torch.LongTensor`): Shape (requests, tokens), as the processor makes them.
+            attention_mask (`torch.Tensor`, *optional*): Shape (requests, tokens); by default all ones.
+            generation_config (`GenerationConfig`, *optional*): By default the model's.
+            continuous_batching_config (`ContinuousBatchingConfig`, *optional*):
+                Of transformers; by default it takes most of the memory of the device that is free.
+            max_new_tokens (`int`, *optional*): In place of the configuration's.
+            images: As in ``get_image_features``.
+
+        Returns:
+            `list[GenerationOutput]`: One a request, in order; ``generated_tokens`` are the answer's.
+
+        Raises:
+            ValueError: For an encoder-decoder, several beams or samples, or a penalty that reads the prompt.
+            RuntimeError: If transformers gives no answer to a request.
+        """
+        config = copy.deepcopy(generation_config or self.generation_config)
+        if max_new_tokens is not None:
+            config.max_new_tokens = max_new_tokens
+        if self.config.is_encoder_decoder:
+            raise ValueError("transformers' continuous batching is for causal language models: use generate")
+        allowed = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+        for name, value in allowed.items():
+            if getattr(config, name, None) not in (None, value):
+                raise ValueError(f"{name} is {getattr(config, name)}; generate_batch takes {value}: use generate")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        _, inputs_embeds = self.embed_prompt(input_ids=input_ids, **images)
+        is_image = input_ids == self.config.image_token_id
+        words: Any = self.get_input_embeddings()
+        first_id = max(words.weight.shape[0], self.config.image_token_id + 1)
+        prompts = prompts_of_ids(input_ids, attention_mask, is_image, first_id)
+        language_model: Any = self.language_model
+        attention = language_model.config._attn_implementation
+        try:
+            with image_tokens(language_model, inputs_embeds[is_image], first_id):
+                outputs = language_model.generate_batch(
+                    prompts,
+                    generation_config=config,
+                    continuous_batching_config=continuous_batching_config,
+                    warmup=False,
+                )
+        finally:
+            # It changes the attention to its own.
+            language_model.set_attn_implementation(attention)
+        answers = [outputs[name] for name in sorted(outputs, key=lambda name: int(name.rpartition("_")[2]))]
+        if len(answers) != len(prompts):
+            raise RuntimeError(f"{len(prompts) - len(answers)} of {len(prompts)} requests got no answer")
+        return answers
 
     # --- ranking --------------------------------------------------------------------------------------------------
 
