@@ -32,4 +32,6 @@ def _case(options: Options, pair: Pair, subject: str, batch: int, decoding: dict
         return run
 
     variants = {"stock": runner(pair.stock), "ours": runner(pair.ours)}
+    if options.device == "cuda" and "num_beams" not in decoding:
+        variants["ours, static cache"] = runner(pair.ours, cache_implementation="static")
     return Case(subject, {"batch": batch}, "batch", variants, 0, unlike, tensors=tensors, modules=pair.modules)

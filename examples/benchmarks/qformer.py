@@ -1,4 +1,6 @@
-"""The Q-Former alone: stock, LAVIS's, compiled, and this package's, by batch and by length of the instruction."""
+"""Q-Former and projection: stock, LAVIS's, compiled, and this package's, by batch and by length of the instruction.
+
+The vision tower's features are there on all sides; what comes out is what stands in the prompt."""
 
 from __future__ import annotations
 
@@ -59,7 +61,13 @@ def _variants(
         variants["stock, compiled"] = _runner(pair.stock, compiled, tensors, mask)
     else:
         missing["stock, compiled"] = "no --compile"
-    variants["ours"] = _runner(pair.ours, pair.ours.qformer, tensors, mask)
+
+    @torch.no_grad()
+    def ours() -> torch.Tensor:
+        text = {"qformer_input_ids": tensors["input_ids"], "qformer_attention_mask": mask[:, QUERIES:]}
+        return pair.ours.get_image_features(image_embeds=tensors["image"], **text).pooler_output
+
+    variants["ours"] = ours
     return variants, missing, modules
 
 
@@ -77,7 +85,7 @@ def _runner(
             encoder_attention_mask=mask.new_ones(tensors["image"].shape[:2]),
             return_dict=True,
         ).last_hidden_state
-        return states[:, :QUERIES]
+        return model.language_projection(states[:, :QUERIES])
 
     return run
 
