@@ -54,7 +54,7 @@ def _load(arguments: ModelArguments, notes: list[str]) -> Any:
     parts = PartsArguments(**arguments.parts)
     try:
         model, _ = compose(parts, dtype)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         model = _compose_without_tokenizers(parts, dtype)
         reason = " ".join(str(error).split())[:200]
         notes.append(

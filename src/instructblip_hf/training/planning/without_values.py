@@ -111,7 +111,6 @@ def _from_configuration(cls: Any, source: Any, *_: Any, config: Any = None, **kw
     options = {name: kwargs[name] for name in ("attn_implementation",) if kwargs.get(name) is not None}
     model = cls._from_config(config, dtype=torch.float32, **options)
     dtype = kwargs.get("dtype")
-    model.tie_weights()
     _cast(model, saved_dtype(config) if dtype == "auto" else dtype or torch.float32)
     model.eval()
     info: dict[str, Any] = {
