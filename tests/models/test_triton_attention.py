@@ -6,8 +6,10 @@ import logging
 import pytest
 import torch
 
-from instructblip_hf.kernels import dispatch
+from instructblip_hf.kernels import ImageIndex, dispatch
 from instructblip_hf.models.attention import kernel_choice
+from instructblip_hf.models.connectors import packed_text
+from instructblip_hf.models.connectors.shared_images import SharedImages
 from kernel_inputs import DEVICE
 from tiny_models import batch, labels_for, our_blip_2, our_model, our_retrieval_model, stock_model
 
@@ -62,6 +64,37 @@ def test_the_qformer_alone_gives_eagers_numbers_and_gradients(build, launches):
     actual = results(model, {"qformer_config": "triton"}, inputs)
     text = 0 if kind == "opt" else 38
     assert launches == [(2, 4 + text, 4, 8), (2, 4, 4, 8), (2, 4 + text, 4, 8)]  # self, cross, self
+    for got, wanted in zip(actual, expected):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * max(1.0, float(wanted.abs().max())))
+
+
+@pytest.mark.skipif(dispatch._TRITON_IS_MISSING, reason="the kernels are written in Triton")
+def test_packed_text_and_shared_images_reach_the_kernels(launches, monkeypatch):
+    """As on a GPU: texts packed, and images read through their index, not folded beforehand."""
+    packed = importlib.import_module("instructblip_hf.kernels.packed_attention")
+    cross = importlib.import_module("instructblip_hf.kernels.cross_attention")
+    monkeypatch.setattr(packed, "attention_forward", cross.attention_forward)
+    monkeypatch.setattr(packed_text, "least_padding", lambda hidden_size: 0.0)
+    monkeypatch.setattr(
+        SharedImages,
+        "to",
+        lambda shared, device, with_kernels=False: SharedImages(
+            shared.index.to(device),
+            shared.images,
+            kernel_index=ImageIndex.of(shared.index.to(device), shared.images),
+        ),
+    )
+    index = torch.tensor([0, 1, 0])
+    inputs = batch(images_per_row=(1, 1, 1), text_lengths=(3, 11, 5), instruction_lengths=(7, 1, 4))
+    inputs["labels"] = labels_for("llama", inputs)
+    two_images = inputs["pixel_values"][:2]
+    model = our_model("llama").to(DEVICE)
+    expected = results(model, "eager", on_device({**inputs, "pixel_values": two_images[index]}))
+    assert not launches
+    shared = {**inputs, "pixel_values": two_images, "image_index": index}
+    actual = results(model, {"qformer_config": "triton"}, on_device(shared))
+    tokens = 3 * 4 + 7 + 1 + 4
+    assert launches == [(tokens, 4, 8), (3, 4, 4, 8), (tokens, 4, 8)]
     for got, wanted in zip(actual, expected):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * max(1.0, float(wanted.abs().max())))
 
