@@ -2,7 +2,8 @@
 
 Importing this package loads neither torch nor any model code: public names are resolved when they are first
 used (PEP 562). The only other effect of the import is that transformers' removed ``AutoModelForVision2Seq`` and
-``"image-to-text"`` pipeline are available again, and a pipeline for vocabulary ranking, see `instructblip_hf.transformers_hooks`.
+``"image-to-text"`` pipeline are available again, a pipeline for vocabulary ranking, and ``attn_implementation="triton"``, see
+`instructblip_hf.transformers_hooks`.
 """
 
 from __future__ import annotations

@@ -122,6 +122,33 @@ def test_the_name_for_a_whole_model_leaves_the_other_parts_with_sdpa(kind, launc
     assert len(messages) == len(set(messages))
 
 
+@pytest.mark.skipif(dispatch._TRITON_IS_MISSING, reason="the kernels are written in Triton")
+def test_a_norm_with_hooks_is_called_as_a_module(monkeypatch):
+    """Weights that are sharded or offloaded are there only while their module is called."""
+    module = importlib.import_module("instructblip_hf.kernels.residual_norm")
+    fused, called, launch = [], [], module.residual_norm_forward
+
+    def counted(*arguments):
+        fused.append(arguments[0].shape)
+        return launch(*arguments)
+
+    monkeypatch.setattr(module, "residual_norm_forward", counted)
+    model = our_model("llama").to(DEVICE)
+    inputs = on_device(batch(**BATCH))
+    model.set_attn_implementation({"qformer_config": "triton"})
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        before = len(fused)
+        model.qformer.encoder.layer[0].attention.output.LayerNorm.register_forward_pre_hook(
+            lambda norm, arguments: called.append(norm)
+        )
+        logits = model(**inputs).logits
+    assert before > 0
+    assert len(fused) == 2 * before - 1
+    assert len(called) == 1
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_on_the_cpu_torch_answers_and_the_reason_is_logged_once(launches, caplog, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     model = our_model("llama")
@@ -133,8 +160,10 @@ def test_on_the_cpu_torch_answers_and_the_reason_is_logged_once(launches, caplog
     assert not launches
     for got, wanted in zip(actual, expected):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * max(1.0, float(wanted.abs().max())))
-    (message,) = [record.message for record in caplog.records]
-    assert message.startswith("cross_attention runs in plain torch, not in Triton: ")
+    messages = {record.message.partition(": ")[0] for record in caplog.records}
+    operations = ("cross_attention", "dropout_add_layer_norm")
+    assert messages == {f"{operation} runs in plain torch, not in Triton" for operation in operations}
+    assert len(caplog.records) == 2
 
 
 def test_masks_with_a_row_for_every_query_are_sdpas(launches, caplog):

@@ -103,6 +103,26 @@ def kernel_choice(config: Any) -> str | None:
     return {"triton": "triton", "sdpa": None}.get(config._attn_implementation, "torch")
 
 
+def fuses_norm(config: Any, norm: nn.Module, projected: torch.Tensor) -> bool:
+    """Whether the end of a Q-Former's sub-layer goes to the kernel.
+
+    Args:
+        config ([`QFormerConfig`]): Configuration.
+        norm (`nn.Module`): The LayerNorm. What others have put hooks on, or in its place, is called as a module: sharded
+            and offloaded weights are there only then.
+        projected (`torch.Tensor`): Shape (..., hidden), the product of the projection.
+    """
+    choice = kernel_choice(config)
+    if choice == "torch" or type(norm) is not nn.LayerNorm or "forward" in vars(norm):
+        return False
+    if norm._forward_pre_hooks or norm._forward_hooks:
+        return False
+    if choice == "triton":
+        return True
+    rows, hidden = projected[..., 0].numel(), projected.shape[-1]
+    return measured_faster("dropout_add_layer_norm", (projected,), rows=rows, hidden=hidden)
+
+
 def triton_attention(
     module: Any,
     query: torch.Tensor,
@@ -194,6 +214,7 @@ __all__ = [
     "attend",
     "check_attentions_available",
     "eager_attention",
+    "fuses_norm",
     "kernel_choice",
     "triton_attention",
     "triton_mask",

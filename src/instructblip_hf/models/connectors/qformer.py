@@ -16,8 +16,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 
-from ...kernels import cross_attention, packed_attention
-from ..attention import attend, kernel_choice
+from ...kernels import cross_attention, dropout_add_layer_norm, packed_attention
+from ..attention import attend, fuses_norm, kernel_choice
 from .packed_text import PackedText
 from .shared_images import SharedImages
 
@@ -160,12 +160,19 @@ class QFormerResidual(nn.Module):
 
     def __init__(self, config: Any, input_size: int) -> None:
         super().__init__()
+        self.config = config
         self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+        projected, norm = self.dense(hidden_states), self.LayerNorm
+        if fuses_norm(self.config, norm, projected):
+            dropout_p = self.dropout.p if self.dropout.training else 0.0
+            return dropout_add_layer_norm(
+                projected, residual, norm.weight, norm.bias, norm.eps, dropout_p, implementation="triton"
+            )
+        return norm(self.dropout(projected) + residual)
 
 
 class QFormerAttention(nn.Module):
