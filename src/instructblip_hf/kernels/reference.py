@@ -148,7 +148,53 @@ def packed_attention_in_torch(
     dropout_p: float = 0.0,
     seed: Seed = None,
 ) -> torch.Tensor:
-    """Self-attention of packed rows by way of padded ones; arguments of [`~kernels.packed_attention`]."""
+    """Self-attention of packed rows; arguments of [`~kernels.packed_attention`]."""
+    # Lengths of rows are known without waiting on a CPU alone; dropout of a seed belongs to places among padded rows.
+    by_row = query.device.type == "cpu" and rows and not torch.compiler.is_compiling()
+    if by_row and not (dropout_p and seed is not None):
+        return _attend_row_by_row(query, key, value, rows, num_queries, text_offsets, scaling, dropout_p)
+    return _attend_by_padding(query, key, value, rows, num_queries, text_offsets, max_text, scaling, dropout_p, seed)
+
+
+def _attend_row_by_row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: int,
+    num_queries: int,
+    text_offsets: torch.Tensor,
+    scaling: float,
+    dropout_p: float,
+) -> torch.Tensor:
+    """Each row by itself, without padding and without a mask: on a CPU up to five times as fast as padded rows."""
+    lengths: list[int] = text_offsets.diff().tolist()
+
+    def by_row(states: torch.Tensor) -> list[torch.Tensor]:
+        queries, text = states.split([rows * num_queries, sum(lengths)])
+        pairs = zip(queries.split([num_queries] * rows), text.split(lengths))
+        return [torch.cat(pair).transpose(0, 1).unsqueeze(0) for pair in pairs]  # [1, heads, tokens, head size]
+
+    outputs = [
+        nn.functional.scaled_dot_product_attention(*row, dropout_p=dropout_p, scale=scaling)[0].transpose(0, 1)
+        for row in zip(by_row(query), by_row(key), by_row(value))
+    ]
+    parts = [output.split([num_queries, length]) for output, length in zip(outputs, lengths)]
+    return torch.cat([queries for queries, _ in parts] + [text for _, text in parts])
+
+
+def _attend_by_padding(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: int,
+    num_queries: int,
+    text_offsets: torch.Tensor,
+    max_text: int,
+    scaling: float,
+    dropout_p: float,
+    seed: Seed,
+) -> torch.Tensor:
+    """By way of padded rows."""
     dense = rows * num_queries
     text_tokens = query.shape[0] - dense
     lengths = text_offsets.diff().long()

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 
+from instructblip_hf.kernels import reference
 from instructblip_hf.models.connectors import packed_text
 from instructblip_hf.models.connectors.packed_text import PackedText
 from tiny_models import batch, labels_for, our_model, our_retrieval_model, stock_model
@@ -175,11 +176,11 @@ def test_which_batches_are_packed(monkeypatch):
     for mask in (mask_of(6, 6, 6), without_query, mask_of(9, 1)[:, None, None], mask_of(9, 1).to("meta")):
         assert PackedText.of(mask, 4, states) is None
     monkeypatch.undo()
-    # By the share of padding, 1 in 8 and more: 8 of 56 tokens are a seventh.
+    # By the share of padding, 0.045 at this width: 2 of 56 tokens are less, 4 are more.
     wide = torch.zeros(2, 28, 2000)
-    assert PackedText.of(mask_of(24, 17), 4, wide) is None
-    assert PackedText.of(mask_of(24, 16), 4, wide) is not None
-    assert PackedText.of(mask_of(24, 16), 4, torch.zeros(2, 28, 200)) is None
+    assert PackedText.of(mask_of(24, 22), 4, wide) is None
+    assert PackedText.of(mask_of(24, 20), 4, wide) is not None
+    assert PackedText.of(mask_of(24, 20), 4, torch.zeros(2, 28, 200)) is None
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -214,3 +215,23 @@ def test_the_implementation_triton(padded):
         for run in (padded, lambda call: call()):
             own = run(functools.partial(model.get_image_features, **image_side, queries_only=queries_only))
             torch.testing.assert_close(own.pooler_output, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [(9, 2, 5, 1), (0, 3), (4,)])
+@pytest.mark.parametrize("queries", [4, 0])
+def test_row_by_row_is_by_padding(lengths, queries):
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.tensor([0, *lengths]).cumsum(0).int()
+    tokens = len(lengths) * queries + sum(lengths)
+    shape = (3, tokens, 2, 8)
+    values = torch.randn(shape, dtype=torch.float64, generator=generator)
+    weights = torch.randn(shape[1:], dtype=torch.float64, generator=generator)
+    results = []
+    for attend, most in ((reference._attend_row_by_row, ()), (reference._attend_by_padding, (max(lengths),))):
+        states = values.clone().requires_grad_()
+        seed = (None,) if most else ()
+        output = attend(*states, len(lengths), queries, offsets, *most, 0.3, 0.0, *seed)
+        (output * weights).sum().backward()
+        results.append((output, states.grad))
+    for own, expected in zip(*results, strict=True):
+        torch.testing.assert_close(own, expected, rtol=0, atol=1e-12)
