@@ -16,6 +16,7 @@ class Options:
         is_quick (`bool`): Whether a point or two of each curve will do.
         compile (`bool`): Whether compiled variants are timed.
         lavis (`Path`, *optional*): LAVIS's `Qformer.py`.
+        questions (`tuple[int]`): How many questions an image.
     """
 
     device: str
@@ -23,3 +24,4 @@ class Options:
     is_quick: bool
     compile: bool
     lavis: Path | None
+    questions: tuple[int, ...] = (1, 2, 4, 8, 16)

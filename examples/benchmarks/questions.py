@@ -16,9 +16,9 @@ TEXT = 32
 
 
 def cases(options: Options, pair: Pair) -> Iterator[Case]:
-    for questions in [1, 2, 4, 8, 16] if not options.is_quick else [2]:
+    for questions in options.questions if not options.is_quick else [2]:
         yield _whole(options, pair, questions)
-    for questions in [1, 2, 4, 8, 16] if not options.is_quick else [2]:
+    for questions in options.questions if not options.is_quick else [2]:
         yield _qformer_alone(options, pair, questions)
 
 
