@@ -306,7 +306,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     axis.set_ylabel("right answers on unseen scenes")
     axis.set_ylim(0, 1.02)
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize="small", loc="lower right")
+    axis.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
     figure.savefig(path, dpi=110)
 
 
