@@ -26,14 +26,14 @@ def _case(options: Options, pair: Pair, axis: str, batch: int, size: int) -> Cas
         "pixel_values": image_tensor(batch, options.device, size),
     }
 
-    def runner(model: Any) -> Any:
+    def runner(model: Any, **extra: Any) -> Any:
         @torch.no_grad()
         def run() -> torch.Tensor:
-            return model.get_image_features(**tensors, interpolate_pos_encoding=size != 224).pooler_output
+            return model.get_image_features(**tensors, interpolate_pos_encoding=size != 224, **extra).pooler_output
 
         return run
 
-    variants = {"stock": runner(pair.stock), "ours": runner(pair.ours)}
+    variants = {"stock": runner(pair.stock), "ours": runner(pair.ours, queries_only=True)}
     return Case(
         "vision tower and Q-Former",
         {"batch": batch, "size": size},

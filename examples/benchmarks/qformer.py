@@ -65,7 +65,7 @@ def _variants(
     @torch.no_grad()
     def ours() -> torch.Tensor:
         text = {"qformer_input_ids": tensors["input_ids"], "qformer_attention_mask": mask[:, QUERIES:]}
-        return pair.ours.get_image_features(image_embeds=tensors["image"], **text).pooler_output
+        return pair.ours.get_image_features(image_embeds=tensors["image"], queries_only=True, **text).pooler_output
 
     variants["ours"] = ours
     return variants, missing, modules

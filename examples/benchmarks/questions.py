@@ -9,6 +9,7 @@ import torch
 from harness import Case
 from options import Options
 
+from instructblip_hf import InstructBlipForConditionalGeneration
 from models import Pair, image_tensor, text_tensors
 
 
@@ -82,7 +83,9 @@ def _qformer_alone(options: Options, pair: Pair, questions: int) -> Case:
 
 
 def _features(model: Any, tensors: dict[str, torch.Tensor], **images: Any) -> torch.Tensor:
-    text = {name: value for name, value in tensors.items() if name.startswith("qformer_")}
+    text: dict[str, Any] = {name: value for name, value in tensors.items() if name.startswith("qformer_")}
+    if isinstance(model, InstructBlipForConditionalGeneration):
+        text["queries_only"] = True  # as generate and ranking ask for them
     return model.get_image_features(**images, **text).pooler_output
 
 
