@@ -182,8 +182,9 @@ def _blocks(options: Options, pair: Pair, batch: int) -> Case:
         for layer in layers:
             block = copy.copy(layer.crossattention)
             block._modules = dict(block._modules)
-            block.attention = copy.copy(block.attention)
-            block.attention.config = own_config
+            for part in ("attention", "output"):
+                setattr(block, part, copy.copy(getattr(block, part)))
+                getattr(block, part).config = own_config
             own.append(block)
         return nn.ModuleList(own)
 
