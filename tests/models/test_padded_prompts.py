@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
+from transformers.generation.streamers import BaseStreamer
 
 import tiny_models
 
@@ -82,3 +83,42 @@ def test_lengths_that_count_the_prompt():
         model.generate(**inputs, max_length=length, pad_to_multiple_of=8)
     with pytest.raises(ValueError, match=r"pad_to_multiple_of is 0; it must be at least 1"):
         model.generate(**inputs, pad_to_multiple_of=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_min_length_of_the_configuration_counts_the_prompt(name):
+    """The end is as far away as it is without padding; an encoder's prompt is not counted."""
+    model, inputs = MODELS[name](), inputs_for(name)
+    model.generation_config.eos_token_id = list(range(3, 90))
+    length = inputs["input_ids"].shape[1]
+    for min_length in (length - 3, length + 5):
+        model.generation_config.min_length = min_length
+        plain = generate(model, inputs, max_new_tokens=8)
+        other = generate(model, inputs, max_new_tokens=8, cache_implementation="static")
+        assert other.sequences.tolist() == plain.sequences.tolist()
+    if name == "t5":
+        generate(model, inputs, max_new_tokens=8, pad_to_multiple_of=16)
+    else:
+        with pytest.raises(ValueError, match=r"generation_config.min_length counts the prompt: give max_new_tokens"):
+            generate(model, inputs, max_new_tokens=8, pad_to_multiple_of=16)
+
+
+class Streamed(BaseStreamer):
+    def __init__(self):
+        self.seen = []
+
+    def put(self, value):
+        self.seen.append(value.tolist())
+
+    def end(self):
+        self.seen.append("end")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_streamer_gets_the_prompt_without_padding(name):
+    model = MODELS[name]()
+    inputs = inputs_for(name, images_per_row=(1,), text_lengths=(6,), instruction_lengths=(7,))
+    plain, padded = Streamed(), Streamed()
+    model.generate(**inputs, max_new_tokens=4, streamer=plain)
+    model.generate(**inputs, max_new_tokens=4, streamer=padded, cache_implementation="static")
+    assert padded.seen == plain.seen

@@ -23,7 +23,7 @@ from .connectors.shared_images import check_image_index
 from .image_cache import CacheOrigin, ImageCache, parts_of, weights_version
 from .language_models.adapter import build_language_model, run_language_model
 from .language_models.image_tokens import image_tokens, prompts_of_ids
-from .language_models.padded_prompts import PaddedPrompt, length_multiple
+from .language_models.padded_prompts import PaddedPrompt, StreamerWithoutPadding, length_multiple
 from .language_models.shared_prefill import prompts_read_once
 from .model_part import value_or_default
 from .ranking import RankingOutput, rank_continuations
@@ -433,7 +433,13 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             language_model._hf_hook.io_same_device = True
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        multiple = length_multiple(pad_to_multiple_of, generate_kwargs, self.generation_config)
+        multiple = length_multiple(
+            pad_to_multiple_of,
+            generate_kwargs,
+            self.generation_config,
+            inputs_embeds.shape[1],
+            self.config.is_encoder_decoder,
+        )
         prompt = PaddedPrompt.of(inputs_embeds, attention_mask, input_ids, multiple, self.config)
         inputs = {"inputs_embeds": prompt.inputs_embeds, "attention_mask": prompt.attention_mask}
         # What is cut off: all of the prompt, or the padding before it.
@@ -441,6 +447,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         if not self.config.is_encoder_decoder and prompt.input_ids is not None:
             inputs["input_ids"] = prompt.input_ids
             prompt_length = prompt.padding if return_full_text else prompt.input_ids.shape[1]
+            if prompt.padding and generate_kwargs.get("streamer") is not None:
+                generate_kwargs["streamer"] = StreamerWithoutPadding(generate_kwargs["streamer"], prompt.padding)
         with prompts_read_once(language_model):
             outputs = language_model.generate(**inputs, **generate_kwargs)
         if not prompt_length:

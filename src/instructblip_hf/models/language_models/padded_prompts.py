@@ -66,13 +66,42 @@ class PaddedPrompt:
         )
 
 
-def length_multiple(given: int | None, generate_kwargs: dict[str, Any], own_config: Any) -> int | None:
+class StreamerWithoutPadding:
+    """Hands a streamer what ``generate`` puts, the prompt as it was before it was padded.
+
+    Args:
+        streamer (`BaseStreamer`): The caller's.
+        padding (`int`): Tokens on the left of the prompt, which comes first.
+    """
+
+    def __init__(self, streamer: Any, padding: int) -> None:
+        self.streamer, self.padding = streamer, padding
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt, and then each token."""
+        padding, self.padding = self.padding, 0
+        self.streamer.put(value[..., padding:])
+
+    def end(self) -> None:
+        """Called by ``generate`` at the end."""
+        self.streamer.end()
+
+
+def length_multiple(
+    given: int | None,
+    generate_kwargs: dict[str, Any],
+    own_config: Any,
+    prompt_length: int = 0,
+    is_encoder_decoder: bool = False,
+) -> int | None:
     """What lengths of prompts are to be multiples of: what is given, or `PROMPT_MULTIPLE` with a cache of fixed size.
 
     Args:
         given (`int`, *optional*): ``pad_to_multiple_of`` of the caller.
         generate_kwargs (`dict`): Options of ``generate``.
         own_config (`GenerationConfig`): The model's.
+        prompt_length (`int`, *optional*, defaults to 0): A configuration's ``min_length`` asks for nothing up to it.
+        is_encoder_decoder (`bool`, *optional*, defaults to `False`): Whose lengths never count the prompt.
 
     Raises:
         ValueError: If ``given`` is below 1, or lengths count the prompt, so that padding would change them.
@@ -83,10 +112,14 @@ def length_multiple(given: int | None, generate_kwargs: dict[str, Any], own_conf
     cache = generate_kwargs.get("cache_implementation", getattr(config, "cache_implementation", None))
     if given is None and cache not in _FIXED_SIZE:
         return None
+    if is_encoder_decoder:
+        return given or PROMPT_MULTIPLE
     counted = [name for name in ("max_length", "min_length") if generate_kwargs.get(name)]
     has_max_new_tokens = generate_kwargs.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
     if not has_max_new_tokens and getattr(config, "max_length", None) not in (None, _DEFAULT_MAX_LENGTH):
         counted = counted or ["generation_config.max_length"]
+    if not generate_kwargs.get("min_length") and (getattr(config, "min_length", None) or 0) > prompt_length:
+        counted.append("generation_config.min_length")
     if not counted:
         return given or PROMPT_MULTIPLE
     if given is not None:
@@ -98,4 +131,4 @@ def length_multiple(given: int | None, generate_kwargs: dict[str, Any], own_conf
     return None
 
 
-__all__ = ["PROMPT_MULTIPLE", "PaddedPrompt", "length_multiple"]
+__all__ = ["PROMPT_MULTIPLE", "PaddedPrompt", "StreamerWithoutPadding", "length_multiple"]
