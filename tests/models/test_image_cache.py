@@ -253,6 +253,38 @@ def test_what_weights_have_changed_since_is_computed_anew(family):
         model(**own)
 
 
+@pytest.mark.parametrize("family", ["instructblip", "blip-2", "llava"])
+@torch.no_grad()
+def test_adapters_that_are_switched_are_seen(family):
+    peft = pytest.importorskip("peft")
+    model = family_model(family)
+    inputs, pixels, index = questions(model)
+    targets = r".*(qformer.*\.(key|value)|language_projection|multi_modal_projector\.linear_\d)"
+    lora = peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False)
+    adapted = peft.get_peft_model(model, lora).eval()
+    adapted.add_adapter("other", lora)
+    own = with_cache(model, inputs, pixels, index)
+    first = adapted(**own).logits
+    torch.testing.assert_close(first, adapted(**inputs).logits, rtol=0, atol=1e-5)
+    adapted.set_adapter("other")
+    torch.testing.assert_close(adapted(**own).logits, adapted(**inputs).logits, rtol=0, atol=1e-5)
+    with adapted.disable_adapter():
+        assert not torch.allclose(adapted(**inputs).logits, first, atol=1e-3)
+        torch.testing.assert_close(adapted(**own).logits, adapted(**inputs).logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_adapters_of_the_tower_that_are_switched_are_refused():
+    peft = pytest.importorskip("peft")
+    model = our_model()
+    inputs, pixels, index = questions(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=r"vision_model.*\.qkv", r=2)).eval()
+    own = with_cache(model, inputs, pixels, index)
+    adapted(**own)
+    with adapted.disable_adapter(), pytest.raises(ValueError, match="as it was before its weights changed"):
+        adapted(**own)
+
+
 def test_dropout_in_training_is_drawn_anew():
     model = our_blip_2()
     inputs, pixels, index = questions(model)

@@ -1,6 +1,9 @@
 """Images that are asked about again are found encoded, by whoever asks, with the answers of a model that starts afresh."""
 
+import copy
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -96,6 +99,78 @@ def test_changed_weights_forget_everything():
     after = recent([[RED]])["image_cache"].image_embeds
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, RecentImages(model, tiny_processor())([[RED]])["image_cache"].image_embeds)
+
+
+def scale_connector(model):
+    with torch.no_grad():
+        for name in model.image_side[1:]:
+            for weight in getattr(model, name).parameters():
+                weight.mul_(1.2)
+
+
+CHANGES = {
+    "connector": scale_connector,
+    "precision": lambda model: model.to(torch.bfloat16),
+    "mode": lambda model: model.train(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_kept_before_a_change_is_never_joined_to_what_comes_after(model_and_processor, change):
+    model, processor = model_and_processor
+    recent = RecentImages(model, processor)
+    recent([[RED]])
+    CHANGES[change](model)
+    together = recent([[RED], [BLUE]])["image_cache"]
+    afresh = RecentImages(model, processor)([[RED], [BLUE]])["image_cache"]
+    for ours, expected in zip(together._tensors(), afresh._tensors(), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_images_encoded_in_inference_mode_may_be_trained_on(model_and_processor):
+    model, processor = model_and_processor
+    recent = RecentImages(model, processor)
+    with torch.inference_mode():
+        recent([[RED]])
+    inputs = processor(
+        images=[[RED]], text=[processor.user_turn("what ?", 1)], return_tensors="pt", image_inputs=recent
+    )
+    model(**inputs).logits.sum().backward()
+
+
+def test_copies_begin_without_images(model_and_processor):
+    """As pipelines are copied to workers that read data."""
+    recent = RecentImages(*model_and_processor, most_bytes=2**20, images_at_once=3)
+    recent([[RED]])
+    assert len(recent) == 1
+    other = copy.deepcopy(recent)
+    assert len(other) == 0
+    assert (other.most_bytes, other.images_at_once) == (2**20, 3)
+    mine, theirs = recent([[RED]])["image_cache"], other([[RED]])["image_cache"]
+    torch.testing.assert_close(theirs.image_embeds, mine.image_embeds)
+    with pytest.raises(ValueError, match="was made by another model"):
+        theirs.check(recent.model)
+
+
+def test_several_threads_at_once(model_and_processor, monkeypatch):
+    """While one thread encodes an image, another forgets the one that stands beside it."""
+    model, processor = model_and_processor
+    images = [Image.new("RGB", (30, 20), (shade, 0, 0)) for shade in range(0, 250, 50)]
+    expected = [RecentImages(model, processor)([[image]])["image_cache"] for image in images]
+    recent = RecentImages(model, processor, most_bytes=2 * expected[0].nbytes)
+    encode = recent._encode
+    monkeypatch.setattr(recent, "_encode", lambda pixels: (encode(pixels), time.sleep(0.002))[0])
+
+    def ask(start):
+        for first in range(start, start + 5):
+            pair = [first % 5, (first + 1) % 5]
+            cache = recent([[images[place]] for place in pair])["image_cache"]
+            for row, place in enumerate(pair):
+                torch.testing.assert_close(cache.image_embeds[row], expected[place].image_embeds[0])
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(8)))
 
 
 def test_as_many_images_at_once_whatever_is_new():

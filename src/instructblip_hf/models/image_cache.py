@@ -23,16 +23,32 @@ def parts_of(model: Any) -> tuple[nn.Module, nn.Module]:
     return tower, connector
 
 
-def weights_version(parameters: Iterable[torch.Tensor]) -> tuple[int, int]:
-    """How many tensors there are, and how often they have been changed in place, by the counters that torch keeps.
+WeightsVersion = tuple[int, int, tuple[Any, ...]]
+"""What [`weights_version`] returns."""
+
+
+def weights_version(parts: Iterable[nn.Module | nn.Parameter]) -> WeightsVersion:
+    """How many weights there are, how often they have been changed in place, by the counters that torch keeps, and which
+    adapters are at work.
 
     It costs no look at the values. Changes through ``.data``, as in the merging of adapters, are not counted.
     """
     count = changes = 0
-    for parameter in parameters:
-        count += 1
-        changes += 0 if parameter.is_inference() else parameter._version
-    return count, changes
+    adapters: list[Any] = []
+    for part in parts:
+        for parameter in parameters_of(part):
+            count += 1
+            changes += 0 if parameter.is_inference() else parameter._version
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            is_off = getattr(module, "disable_adapters", None)  # peft's layers; transformers' models have a method
+            if isinstance(is_off, bool):
+                adapters.append((is_off, tuple(getattr(module, "active_adapters", ()))))
+    return count, changes, tuple(adapters)
+
+
+def parameters_of(part: nn.Module | nn.Parameter) -> Iterable[nn.Parameter]:
+    """The weights of a module, or the one that is given."""
+    return part.parameters() if isinstance(part, nn.Module) else (part,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +58,14 @@ class CacheOrigin:
     Args:
         tower (`weakref.ref`): The vision tower.
         connector (`weakref.ref`): The connector.
-        tower_version (`tuple[int, int]`, *optional*): `None` where the features were given.
-        connector_version (`tuple[int, int]`, *optional*): Of what computed all that is kept beside the features.
+        tower_version (`tuple`, *optional*): `None` where the features were given.
+        connector_version (`tuple`, *optional*): Of what computed all that is kept beside the features.
     """
 
     tower: weakref.ref[nn.Module]
     connector: weakref.ref[nn.Module]
-    tower_version: tuple[int, int] | None
-    connector_version: tuple[int, int] | None
+    tower_version: WeightsVersion | None
+    connector_version: WeightsVersion | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +186,7 @@ class ImageCache:
             )
         if self.origin is None or self.origin.tower_version is None:
             return
-        if weights_version(tower.parameters()) != self.origin.tower_version:
+        if weights_version([tower]) != self.origin.tower_version:
             raise ValueError(
                 "image_cache is of the vision tower as it was before its weights changed: make a new one, with "
                 "model.encode_images(...)"
@@ -182,22 +198,17 @@ class ImageCache:
                 "model.encode_images(...) in every step, outside of torch.no_grad()"
             )
 
-    def is_current(self, model: Any) -> bool:
-        """Whether it is of this model, with the weights of the vision tower as they are."""
-        if not self._is_of(model) or self.origin is None:
-            return False
-        return self.origin.tower_version in (None, weights_version(model.image_tower.parameters()))
-
-    def still_holds(self, kept: torch.Tensor, parameters: Sequence[torch.Tensor]) -> bool:
+    def still_holds(self, kept: torch.Tensor, parts: Sequence[nn.Module | nn.Parameter]) -> bool:
         """Whether something kept is what these weights would compute, gradients included.
 
         Args:
             kept (`torch.Tensor`): Keys, or features.
-            parameters (`Sequence[torch.Tensor]`): What computed it.
+            parts (`Sequence[nn.Module | nn.Parameter]`): What computed it.
         """
-        if torch.is_grad_enabled() and not kept.requires_grad and any(one.requires_grad for one in parameters):
+        trains = any(one.requires_grad for part in parts for one in parameters_of(part))
+        if trains and torch.is_grad_enabled() and not kept.requires_grad:
             return False
-        return self.origin is not None and weights_version(parameters) == self.origin.connector_version
+        return self.origin is not None and weights_version(parts) == self.origin.connector_version
 
     def _is_of(self, model: Any) -> bool:
         origin = self.origin
@@ -248,4 +259,4 @@ def check_image_cache(cache: Any, model: Any, **other_images: Any) -> None:
     cache.check(model)
 
 
-__all__ = ["CacheOrigin", "ImageCache", "check_image_cache", "parts_of", "weights_version"]
+__all__ = ["CacheOrigin", "ImageCache", "check_image_cache", "parameters_of", "parts_of", "weights_version"]

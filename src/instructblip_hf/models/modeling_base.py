@@ -252,13 +252,13 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
                 )
             image_embeds = self._image_embeds(pixel_values, interpolate_pos_encoding)
         embeds: Any = image_embeds
-        kept, parameters = ({}, []) if vision_only else self._beyond_image_embeds(embeds)
+        kept, parts = ({}, []) if vision_only else self._beyond_image_embeds(embeds)
         tower, connector = parts_of(self)
         origin = CacheOrigin(
             tower=weakref.ref(tower),
             connector=weakref.ref(connector),
-            tower_version=None if is_given else weights_version(tower.parameters()),
-            connector_version=weights_version(parameters) if kept else None,
+            tower_version=None if is_given else weights_version([tower]),
+            connector_version=weights_version(parts) if kept else None,
         )
         return ImageCache(embeds, origin=origin, **kept)
 
@@ -266,34 +266,28 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         """What the connector reads, (images, image tokens, width)."""
         raise NotImplementedError
 
-    def _beyond_image_embeds(self, image_embeds: torch.Tensor) -> tuple[dict[str, Any], list[nn.Parameter]]:
-        """What a cache keeps beside vision features, by name, and the weights that computed it."""
+    def _beyond_image_embeds(
+        self, image_embeds: torch.Tensor
+    ) -> tuple[dict[str, Any], Sequence[nn.Module | nn.Parameter]]:
+        """What a cache keeps beside vision features, by name, and the parts that computed it."""
         if self.training:
             return {}, []
         model: Any = self
         features = model.get_image_features(image_embeds=image_embeds).pooler_output
-        return {"features": features}, self._connector_parameters()
+        return {"features": features}, self._connector_parts()
 
     def _kept_features(self, cache: ImageCache, image_index: torch.Tensor | None) -> torch.Tensor | None:
         """What a cache has for the prompt, or `None` where that has to be computed from its vision features."""
-        if (
-            cache.features is None
-            or self.training
-            or not cache.still_holds(cache.features, self._connector_parameters())
-        ):
+        if cache.features is None or self.training or not cache.still_holds(cache.features, self._connector_parts()):
             return None
         if image_index is None:
             return cache.features
         index = check_image_index(image_index, len(cache))
         return cache.features.index_select(0, index.to(cache.features.device))
 
-    def _connector_parameters(self) -> list[nn.Parameter]:
-        names = self.image_side[1:]
-        own = list(self._parameters.values())
-        return [
-            *(one for one in own if one is not None),
-            *(p for name in names for p in getattr(self, name).parameters()),
-        ]
+    def _connector_parts(self) -> list[nn.Module | nn.Parameter]:
+        own = [one for one in self._parameters.values() if one is not None]
+        return [*own, *(getattr(self, name) for name in self.image_side[1:])]
 
     # --- forward --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ placeholder tokens. The families differ in what their Q-Former is given, and in 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -256,15 +257,17 @@ class QFormerLanguageModel(VisionLanguageModel):
         embeds: torch.Tensor = outputs.last_hidden_state
         return embeds
 
-    def _beyond_image_embeds(self, image_embeds: torch.Tensor) -> tuple[dict[str, Any], list[nn.Parameter]]:
+    def _beyond_image_embeds(
+        self, image_embeds: torch.Tensor
+    ) -> tuple[dict[str, Any], Sequence[nn.Module | nn.Parameter]]:
         if not self.reads_instruction:
             return super()._beyond_image_embeds(image_embeds)
         keys, values = zip(*self.qformer.keys_and_values(image_embeds.to(self.query_tokens.device)))
-        return {"keys": keys, "values": values}, self.qformer.key_and_value_parameters()
+        return {"keys": keys, "values": values}, self.qformer.key_and_value_layers()
 
     def _kept_keys_and_values(self, cache: ImageCache) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
         """Keys and values of a cache, or `None` where they have to be computed from its features."""
-        if not cache.keys or not cache.still_holds(cache.keys[0], self.qformer.key_and_value_parameters()):
+        if not cache.keys or not cache.still_holds(cache.keys[0], self.qformer.key_and_value_layers()):
             return None
         device, dtype = self.query_tokens.device, self.qformer.dtype
         if cache.keys[0].dtype != dtype and not torch.is_autocast_enabled(device.type):

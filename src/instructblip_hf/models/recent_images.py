@@ -5,6 +5,7 @@ For whoever asks: conversations, evaluations, pipelines. An image is known by it
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from ..utils.images import load_image
 from ..utils.same_images import image_key
-from .image_cache import ImageCache
+from .image_cache import ImageCache, weights_version
 
 
 MOST_BYTES = 2**28
@@ -32,7 +33,9 @@ class RecentImages:
     ```
 
     Args:
-        model (`VisionLanguageModel`): A model of this package, in evaluation mode.
+        model (`VisionLanguageModel`):
+            A model of this package, in evaluation mode. When its image side changes (weights, adapters, precision, place, or
+            mode), what is kept is forgotten.
         processor (`ProcessorMixin`): Its processor.
         most_bytes (`int`, *optional*, defaults to 268435456): So much is kept, the latest first; images of one batch are
             there together in any case.
@@ -55,6 +58,17 @@ class RecentImages:
         self.most_bytes, self.images_at_once = most_bytes, images_at_once
         self._rows: OrderedDict[str, ImageCache] = OrderedDict()
         self._joined: tuple[tuple[str, ...], ImageCache] | None = None
+        self._state: Any = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, also those in workers that read data, begin without images: these belong to the model here."""
+        return {"model": self.model, "processor": self.processor, "most_bytes": self.most_bytes} | {
+            "images_at_once": self.images_at_once
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def __call__(self, image_lists: Sequence[Sequence[Any]]) -> dict[str, Any]:
         """Inputs of the model for the images of prompts.
@@ -102,8 +116,19 @@ class RecentImages:
             distinct (`Sequence[str]`): The same, every image once.
             pixels_of (`Callable`): Pixels, shape (images, 3, height, width), of images by their places in ``distinct``.
         """
-        if self._rows and not next(iter(self._rows.values())).is_current(self.model):
+        with self._lock:
+            return self._inputs(occurrences, distinct, pixels_of)
+
+    def _inputs(
+        self,
+        occurrences: Sequence[str],
+        distinct: Sequence[str],
+        pixels_of: Callable[[Sequence[int]], torch.Tensor],
+    ) -> dict[str, Any]:
+        state = self._state_of_model()
+        if state != self._state:
             self.clear()
+            self._state = state
         missing = [place for place, key in enumerate(distinct) if key not in self._rows]
         if missing:
             # In the order of the batch: features of pixels that are encoded together belong to their places.
@@ -134,6 +159,16 @@ class RecentImages:
         """Bytes of the images that are kept one by one; those of the last batch are there a second time."""
         return sum(row.nbytes for row in self._rows.values())
 
+    def _state_of_model(self) -> Any:
+        """All that what is kept depends on, beside the pixels."""
+        model = self.model
+        own = [one for one in model._parameters.values() if one is not None]
+        parts = [getattr(model, name) for name in model.image_side]
+        places = [(part.training, *((p.dtype, p.device) for p in part.parameters())) for part in parts]
+        return tuple(id(part) for part in parts), weights_version([*own, *parts]), model.training, places
+
+    # Outside of inference mode, so that what is kept may be read by a pass with gradients later on.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _encode(self, pixels: torch.Tensor) -> list[ImageCache]:
         """A cache of each image."""

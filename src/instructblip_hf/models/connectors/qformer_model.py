@@ -152,14 +152,9 @@ class QFormerModel(ModelPart):
         states = as_input_of(self._image_readers()[0].key, encoder_hidden_states)
         return [reader.keys_and_values(states) for reader in self._image_readers()]
 
-    def key_and_value_parameters(self) -> list[torch.nn.Parameter]:
-        """The weights that [`keys_and_values`] computes with."""
-        return [
-            parameter
-            for reader in self._image_readers()
-            for part in (reader.key, reader.value)
-            for parameter in part.parameters()
-        ]
+    def key_and_value_layers(self) -> list[torch.nn.Module]:
+        """What [`keys_and_values`] computes with."""
+        return [part for reader in self._image_readers() for part in (reader.key, reader.value)]
 
     def _image_readers(self) -> list[Any]:
         layers: list[Any] = [layer for layer in self.encoder.layer if layer.has_cross_attention]
