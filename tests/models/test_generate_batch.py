@@ -46,6 +46,17 @@ def test_prompts_that_look_alike_are_told_apart():
     assert not torch.equal(expected[0], expected[1])
 
 
+def test_answers_are_as_long_as_those_of_generate_where_nobody_says():
+    model, inputs = tiny_models.our_model("llama"), tiny_models.batch()
+    model.generation_config.eos_token_id = None
+    answers = model.generate_batch(**inputs, continuous_batching_config=ContinuousBatchingConfig(**SMALL))
+    expected = model.generate(**inputs, return_full_text=False).tolist()
+    assert [answer.generated_tokens for answer in answers] == expected
+    model.generation_config.max_length = 30
+    with pytest.raises(ValueError, match="max_length is 30 and counts the prompt: give max_new_tokens"):
+        model.generate_batch(**inputs)
+
+
 def test_what_it_does_not_take():
     with pytest.raises(ValueError, match="for causal language models"):
         tiny_models.our_model("t5").generate_batch(**tiny_models.batch())

@@ -23,7 +23,7 @@ from .connectors.shared_images import check_image_index
 from .image_cache import CacheOrigin, ImageCache, parts_of, weights_version
 from .language_models.adapter import build_language_model, run_language_model
 from .language_models.image_tokens import image_tokens, prompts_of_ids
-from .language_models.padded_prompts import PaddedPrompt, StreamerWithoutPadding, length_multiple
+from .language_models.padded_prompts import DEFAULT_MAX_LENGTH, PaddedPrompt, StreamerWithoutPadding, length_multiple
 from .language_models.shared_prefill import prompts_read_once
 from .model_part import value_or_default
 from .ranking import RankingOutput, rank_continuations
@@ -472,19 +472,26 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             generation_config (`GenerationConfig`, *optional*): By default the model's.
             continuous_batching_config (`ContinuousBatchingConfig`, *optional*):
                 Of transformers; by default it takes most of the memory of the device that is free.
-            max_new_tokens (`int`, *optional*): In place of the configuration's.
+            max_new_tokens (`int`, *optional*):
+                In place of the configuration's; where neither says it 20, as in ``generate``.
             images: As in ``get_image_features``.
 
         Returns:
             `list[GenerationOutput]`: One a request, in order; ``generated_tokens`` are the answer's.
 
         Raises:
-            ValueError: For an encoder-decoder, several beams or samples, or a penalty that reads the prompt.
+            ValueError: For an encoder-decoder, several beams or samples, a penalty that reads the prompt, or a length that
+                counts it.
             RuntimeError: If transformers gives no answer to a request.
         """
         config = copy.deepcopy(generation_config or self.generation_config)
         if max_new_tokens is not None:
             config.max_new_tokens = max_new_tokens
+        if config.max_new_tokens is None:
+            if config.max_length not in (None, DEFAULT_MAX_LENGTH):
+                raise ValueError(f"max_length is {config.max_length} and counts the prompt: give max_new_tokens")
+            # transformers' continuous batching would go on for as long as there is memory.
+            config.max_new_tokens = DEFAULT_MAX_LENGTH
         if self.config.is_encoder_decoder:
             raise ValueError("transformers' continuous batching is for causal language models: use generate")
         allowed = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}

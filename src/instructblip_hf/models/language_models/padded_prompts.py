@@ -21,8 +21,8 @@ PROMPT_MULTIPLE = 64
 
 _FIXED_SIZE = ("static", "offloaded_static")
 
-# transformers' own default, which does not count the prompt.
-_DEFAULT_MAX_LENGTH = 20
+DEFAULT_MAX_LENGTH = 20
+"""transformers' own default, which does not count the prompt."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def length_multiple(
         return given or PROMPT_MULTIPLE
     counted = [name for name in ("max_length", "min_length") if generate_kwargs.get(name)]
     has_max_new_tokens = generate_kwargs.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
-    if not has_max_new_tokens and getattr(config, "max_length", None) not in (None, _DEFAULT_MAX_LENGTH):
+    if not has_max_new_tokens and getattr(config, "max_length", None) not in (None, DEFAULT_MAX_LENGTH):
         counted = counted or ["generation_config.max_length"]
     if not generate_kwargs.get("min_length") and (getattr(config, "min_length", None) or 0) > prompt_length:
         counted.append("generation_config.min_length")
@@ -131,4 +131,4 @@ def length_multiple(
     return None
 
 
-__all__ = ["PROMPT_MULTIPLE", "PaddedPrompt", "StreamerWithoutPadding", "length_multiple"]
+__all__ = ["DEFAULT_MAX_LENGTH", "PROMPT_MULTIPLE", "PaddedPrompt", "StreamerWithoutPadding", "length_multiple"]
