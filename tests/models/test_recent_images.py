@@ -198,6 +198,14 @@ def test_a_broken_image_and_wrong_options_are_named(tmp_path):
 # --- who uses it --------------------------------------------------------------------------------------------------------
 
 
+def test_options_that_nobody_would_read_are_refused(model_and_processor):
+    model, processor = model_and_processor
+    options = {"text": [processor.user_turn("what ?", 1)], "image_inputs": RecentImages(model, processor)}
+    with pytest.raises(ValueError, match="do_normalize: image_inputs takes the image processor's place"):
+        processor(images=[[RED]], do_normalize=False, return_tensors="pt", **options)
+    processor(images=[[RED]], return_tensors="pt", text_kwargs={"padding": True}, **options)
+
+
 def test_a_conversation_encodes_its_images_once(model_and_processor):
     model, processor = model_and_processor
     seen = counting(model)

@@ -134,8 +134,8 @@ class VisionLanguageProcessor(ProcessorMixin):
             num_frames (`int`, *optional*, defaults to 4): Most frames of a video, evenly spaced.
             timeout (`float`, *optional*, defaults to 20.0): Seconds for an image to be downloaded.
             image_inputs (`Callable`, *optional*):
-                Makes model inputs of the images of all texts, a list for each, in place of the image processor, such as
-                [`RecentImages`].
+                Makes model inputs of the images of all texts, a list for each, in place of the image processor and its
+                options, such as [`RecentImages`].
             kwargs:
                 ``return_tensors``, ``padding``, ``padding_side``, ``truncation``, ``max_length`` (counts
                 placeholders; only text is cut), ``add_special_tokens``, ``pad_to_multiple_of``,
@@ -150,7 +150,8 @@ class VisionLanguageProcessor(ProcessorMixin):
 
         Raises:
             ValueError: If an image cannot be read, images and texts or markers do not fit together, or
-                ``max_length`` cannot hold the placeholders; or if ``qformer_tokenizer`` has no CLS token:
+                ``max_length`` cannot hold the placeholders, or options of the image processor come with ``image_inputs``;
+                or if ``qformer_tokenizer`` has no CLS token:
                 transformers hands over the language model's tokenizer where it cannot find the Q-Former's, and the
                 Q-Former would read other words without a sign of it.
         """
@@ -172,6 +173,11 @@ class VisionLanguageProcessor(ProcessorMixin):
                 instructions = self._instructions(texts, qformer_text)
                 data.update(self._instruction_inputs(instructions, counts))
             if image_inputs is not None:
+                unread = sorted(set(image_options) - {"return_tensors"})
+                if unread:
+                    raise ValueError(
+                        f"{', '.join(unread)}: image_inputs takes the image processor's place and its options"
+                    )
                 data.update(image_inputs(image_lists))
             else:
                 data.update(self._image_inputs(image_lists, image_options, timeout))

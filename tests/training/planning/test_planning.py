@@ -290,12 +290,13 @@ def test_the_largest_batch_is_that_of_trying_all(memory, known):
 
 def test_the_largest_batch_of_a_recipe(folder):
     recipe = recipe_of(folder, causal(folder))
-    first = plan_recipe(recipe, **LENGTHS)
-    plan = plan_recipe(recipe, memory=2 * first.peak_bytes, **LENGTHS)
+    plan = plan_recipe(recipe, memory=4 * 2**20, **LENGTHS)
+    assert plan.peak_bytes < plan.memory
     peaks = {}
     for rows in (plan.largest_batch, plan.largest_batch + 1):
         sized = recipe_of(folder, causal(folder), training={"per_device_train_batch_size": rows})
         peaks[rows] = plan_recipe(sized, **LENGTHS).peak_bytes
+    assert plan.rows < plan.largest_batch
     assert peaks[plan.largest_batch] <= plan.memory < peaks[plan.largest_batch + 1]
     assert plan_recipe(recipe, memory=1000, **LENGTHS).largest_batch == 0
 
