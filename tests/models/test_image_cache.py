@@ -273,6 +273,27 @@ def test_adapters_that_are_switched_are_seen(family):
         torch.testing.assert_close(adapted(**own).logits, adapted(**inputs).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_rows_of_text_alone_beside_images_that_nobody_asks_about(family, attention):
+    model = family_model(family)
+    model.set_attn_implementation(attention)
+    _, pixels, _ = questions(model)
+    inputs = batch(images_per_row=(0, 0))
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    if model.config.is_encoder_decoder:
+        text["labels"] = labels_for("t5", inputs)
+    expected = model(**text).logits
+    instructions = {}
+    if family.startswith("instructblip"):
+        instructions = {f"qformer_{name}": text[name][:0] for name in ("input_ids", "attention_mask")}
+    none = torch.zeros(0, dtype=torch.long)
+    for images in ({"image_cache": model.encode_images(pixels)}, {"pixel_values": pixels}):
+        other = model(**text, **instructions, **images, image_index=none).logits
+        torch.testing.assert_close(other, expected, rtol=0, atol=1e-6)
+
+
 @torch.no_grad()
 def test_adapters_of_the_tower_that_are_switched_are_refused():
     peft = pytest.importorskip("peft")

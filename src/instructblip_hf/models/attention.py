@@ -69,6 +69,8 @@ def attend(
     name = module.config._attn_implementation
     if name == "sdpa" and attention_mask is None and _is_measured_faster(module, query, key):
         name = "triton"
+    if not len(query):
+        name = "eager"  # transformers' SDPA cannot shape no rows
     implementation = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
     return implementation(
         module,

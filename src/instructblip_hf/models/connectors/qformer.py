@@ -86,7 +86,11 @@ class QFormerMultiHeadAttention(nn.Module):
         self.value = nn.Linear(source_size, config.hidden_size)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, tokens, head size]
+        return self._split_heads(states).transpose(1, 2)  # [batch, heads, tokens, head size]
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        # Without rows, as of text alone beside images that nobody asks about, -1 would have no meaning.
+        return states.unflatten(-1, (states.shape[-1] // self.head_dim, self.head_dim))
 
     def keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of (batch, tokens, source size), each (batch, tokens, hidden)."""
@@ -128,7 +132,7 @@ class QFormerMultiHeadAttention(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedText
     ) -> torch.Tensor:
         """Self-attention of a packed buffer, each (tokens, hidden)."""
-        states = (one.unflatten(-1, (-1, self.head_dim)) for one in (query, key, value))
+        states = (self._split_heads(one) for one in (query, key, value))
         output = packed_attention(
             *states,
             rows=packed.rows,
@@ -146,7 +150,7 @@ class QFormerMultiHeadAttention(nn.Module):
     ) -> torch.Tensor:
         """Attention of (rows, queries, hidden) to images (images, tokens, hidden) through their index, without a copy."""
         output = cross_attention(
-            *(one.unflatten(-1, (-1, self.head_dim)) for one in (query, key, value)),
+            *(self._split_heads(one) for one in (query, key, value)),
             image_index=shared.kernel_index,
             scaling=self.scaling,
             dropout_p=self.config.attention_probs_dropout_prob if self.training else 0.0,
