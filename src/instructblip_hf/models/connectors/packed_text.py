@@ -14,7 +14,7 @@ import torch
 def least_padding(hidden_size: int) -> float:
     """Share of padding among all tokens, queries included, from which packing is faster than padding.
 
-    Fitted to measurements on a CPU (docs/image_cache.md): what is saved grows with the square of the width, the copies that
+    Fitted to measurements on a CPU: what is saved grows with the square of the width, the copies that
     packing takes with the width.
     """
     return 0.03 + 30 / hidden_size
