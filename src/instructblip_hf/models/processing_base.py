@@ -608,9 +608,10 @@ class VisionLanguageProcessor(ProcessorMixin):
 
     def generation_options(self) -> dict[str, Any]:
         """What ``model.generate`` needs to stop where an answer ends; empty where the end token ends it."""
-        if not self.stop_strings:
+        stop_strings = self.stop_strings
+        if not stop_strings:
             return {}
-        return {"stopping_criteria": StoppingCriteriaList([StopAtText(self._answer_texts, self.stop_strings)])}
+        return {"stopping_criteria": StoppingCriteriaList([StopAtText(self._answer_texts, stop_strings)])}
 
     def answers(self, sequences: Any) -> list[str]:
         """Answers out of completions: without special tokens, what ends an answer, and white space around it.
