@@ -5,6 +5,7 @@ end of a sub-layer. Each is a function of tensors that picks Triton or plain tor
 from .cross_attention import ImageIndex, cross_attention
 from .dispatch import log_once, measured_faster, why_not_triton
 from .packed_attention import packed_attention
+from .reference import fold_places
 from .residual_norm import dropout_add_layer_norm
 
 
@@ -12,6 +13,7 @@ __all__ = [
     "ImageIndex",
     "cross_attention",
     "dropout_add_layer_norm",
+    "fold_places",
     "log_once",
     "measured_faster",
     "packed_attention",

@@ -139,27 +139,9 @@ def attention_forward(
 
 
 @attention_forward.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_mask: torch.Tensor | None,
-    index: torch.Tensor | None,
-    order: torch.Tensor | None,
-    starts: torch.Tensor | None,
-    text_offsets: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    rows: int,
-    num_queries: int,
-    max_text: int,
-    scaling: float,
-    dropout_p: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = query.shape[0] if text_offsets is not None else rows * num_queries
-    return (
-        _empty(query),
-        torch.empty(query.shape[-2], tokens, dtype=torch.float32, device=query.device),
-    )
+def _(query: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = query.shape[:-2].numel()
+    return _empty(query), torch.empty(query.shape[-2], tokens, dtype=torch.float32, device=query.device)
 
 
 @torch.library.custom_op("instructblip_hf::attention_backward", mutates_args=())

@@ -108,7 +108,7 @@ def cross_attention_in_torch(
     # Whether folding pays is read off the index; on a GPU that would wait, and in a compiled graph it cannot be done.
     # Dropout of a seed belongs to a row, not to a place in a fold.
     if not (query.device.type != "cpu" or torch.compiler.is_compiling() or (dropout_p and seed is not None)):
-        folded = _fold_places(image_index, key.shape[0])
+        folded = fold_places(image_index, key.shape[0])
     if folded is None:
         key, value = key.index_select(0, image_index), value.index_select(0, image_index)
         key_mask = None if key_mask is None else key_mask.index_select(0, image_index)
@@ -121,8 +121,17 @@ def cross_attention_in_torch(
     return output.view(rows.shape).index_select(0, places)
 
 
-def _fold_places(image_index: torch.Tensor, images: int) -> tuple[torch.Tensor, int] | None:
-    """Each row's place among ``images * room``, and the room; `None` where copies of keys and values cost less."""
+def fold_places(image_index: torch.Tensor, images: int) -> tuple[torch.Tensor, int] | None:
+    """How the queries of rows on one image become one longer row.
+
+    Args:
+        image_index (`torch.LongTensor`): Shape (rows,), the image that each row reads; its values are looked at.
+        images (`int`): Number of images.
+
+    Returns:
+        `tuple`, *optional*: Each row's place among ``images * room``, shape (rows,), and the room, places an image; `None`
+        where the images are asked so unevenly that copies of keys and values cost less.
+    """
     if not len(image_index):
         return None
     counts = torch.bincount(image_index, minlength=images)
@@ -246,5 +255,6 @@ __all__ = [
     "attend_padded",
     "cross_attention_in_torch",
     "dropout_add_layer_norm_in_torch",
+    "fold_places",
     "packed_attention_in_torch",
 ]

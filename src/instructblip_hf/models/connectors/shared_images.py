@@ -12,11 +12,7 @@ from typing import Any
 
 import torch
 
-from ...kernels import ImageIndex
-
-
-MOST_PADDING = 2.0
-"""Rows with room for as many questions as the most-asked image has, over rows: above it keys and values are copied."""
+from ...kernels import ImageIndex, fold_places
 
 
 @dataclass(frozen=True)
@@ -47,18 +43,11 @@ class SharedImages:
         """
         if images == 1 and len(index):
             return cls(index, 1, torch.arange(len(index), device=index.device), len(index))
-        if torch.compiler.is_compiling() or not len(index) or index.device.type != "cpu":
+        if torch.compiler.is_compiling() or index.device.type != "cpu":
             # Counting depends on the values of the index, which a compiled graph does not.
             return cls(index, images)
-        counts = torch.bincount(index, minlength=images)
-        room = int(counts.max())
-        if images * room > MOST_PADDING * len(index):
-            return cls(index, images)
-        by_image = torch.argsort(index, stable=True)
-        starts = (counts.cumsum(0) - counts)[index[by_image]]
-        within = torch.empty_like(index)
-        within[by_image] = torch.arange(len(index), device=index.device) - starts
-        return cls(index, images, index * room + within, room)
+        folded = fold_places(index, images)
+        return cls(index, images) if folded is None else cls(index, images, *folded)
 
     def to(self, device: torch.device, with_kernels: bool = False) -> SharedImages:
         """With its tensors on a device; ``with_kernels`` where a kernel may read keys and values through the index."""
@@ -127,4 +116,4 @@ def check_image_index(index: Any, images: int) -> torch.Tensor:
     return index.long()
 
 
-__all__ = ["MOST_PADDING", "SharedImages", "check_image_index"]
+__all__ = ["SharedImages", "check_image_index"]
