@@ -153,6 +153,19 @@ def test_all_benchmarks_run_and_write_their_results(tmp_path):
     assert results["missing"]["qformer"] == {"LAVIS": "no --lavis", "stock, compiled": "no --compile"}
 
 
+def test_a_folder_that_is_no_clone_of_lavis_is_refused_before_anything_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "run.py", "--output", tmp_path / "out", "--lavis", tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCES), os.environ.get("PYTHONPATH", "")])},
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"{tmp_path} is no clone of LAVIS: there is no lavis/models/eva_vit.py" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_benchmark_of_the_kernels_compares_them_before_it_times_them(tmp_path):
     results = run_all(tmp_path, ["fused"], TRITON_INTERPRET="1")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from lavis_models import Lavis
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Options:
         dtype (`str`): Precision of what is timed; results are compared in float32.
         is_quick (`bool`): Whether a point or two of each curve will do.
         compile (`bool`): Whether compiled variants are timed.
-        lavis (`Path`, *optional*): LAVIS's `Qformer.py`.
+        lavis (`Lavis`, *optional*): A clone of LAVIS's repository.
         questions (`tuple[int]`): How many questions an image.
     """
 
@@ -23,5 +24,5 @@ class Options:
     dtype: str
     is_quick: bool
     compile: bool
-    lavis: Path | None
+    lavis: Lavis | None
     questions: tuple[int, ...] = (1, 2, 4, 8, 16)

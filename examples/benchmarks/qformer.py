@@ -7,55 +7,59 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lavis_qformer
 import torch
 from harness import Case
+from lavis_models import features
 from options import Options
 
 from models import QUERIES, Pair, ragged_text, text_tensors
 
 
 def cases(options: Options, pair: Pair) -> Iterator[Case]:
+    theirs = options.lavis.instruct(pair.stock) if options.lavis is not None else None
     batches = [1, 8] if options.device == "cpu" else [1, 8, 64, 256]
     for batch in batches if not options.is_quick else [2]:
-        yield _case(options, pair, "batch", batch, 32)
+        yield _case(options, pair, theirs, "batch", batch, 32)
     for text in [8, 128] if not options.is_quick else []:
-        yield _case(options, pair, "text", 8, text)
-    yield _ragged(options, pair, 32 if not options.is_quick else 3)
+        yield _case(options, pair, theirs, "text", 8, text)
+    yield _ragged(options, pair, theirs, 32 if not options.is_quick else 3)
 
 
-def _case(options: Options, pair: Pair, axis: str, batch: int, text: int) -> Case:
+def _case(options: Options, pair: Pair, theirs: Any, axis: str, batch: int, text: int) -> Case:
     tensors = {**text_tensors(batch, text, options.device), "image": _image(pair, batch, options.device)}
     whole = torch.ones(batch, QUERIES + text, dtype=torch.long, device=options.device)
-    variants, missing, modules = _variants(options, pair, tensors, whole)
+    variants, missing, modules = _variants(options, pair, theirs, tensors, whole)
     return Case(
         "qformer", {"batch": batch, "text": text}, axis, variants, tensors=tensors, modules=modules, missing=missing
     )
 
 
-def _ragged(options: Options, pair: Pair, batch: int) -> Case:
+def _ragged(options: Options, pair: Pair, theirs: Any, batch: int) -> Case:
     """Instructions of 4 to 76 tokens, as those of InstructBLIP's datasets; on one image, whose projections are shared."""
     text = ragged_text(batch, 21, 76, options.device)
     tensors = {**text, "image": _image(pair, batch, options.device)}
     whole = torch.cat([text["attention_mask"].new_ones(batch, QUERIES), text["attention_mask"]], dim=1)
-    variants, missing, modules = _variants(options, pair, tensors, whole)
+    variants, missing, modules = _variants(options, pair, theirs, tensors, whole)
     return Case(
         "qformer, ragged text", {"batch": batch}, "batch", variants, tensors=tensors, modules=modules, missing=missing
     )
 
 
 def _variants(
-    options: Options, pair: Pair, tensors: dict[str, torch.Tensor], mask: torch.Tensor
+    options: Options, pair: Pair, theirs: Any, tensors: dict[str, torch.Tensor], mask: torch.Tensor
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, str], tuple[Any, ...]]:
+    @torch.no_grad()
+    def lavis() -> torch.Tensor:
+        return features(theirs, None, tensors["input_ids"], mask[:, QUERIES:], tensors["image"])
+
     variants: dict[str, Callable[[], Any]] = {"stock": _runner(pair.stock, pair.stock.qformer, tensors, mask)}
     missing = {}
     modules: tuple[Any, ...] = pair.modules
-    if options.lavis is None:
+    if theirs is None:
         missing["LAVIS"] = "no --lavis"
     else:
-        theirs = lavis_qformer.load(options.lavis, pair.stock.qformer)
         modules += (theirs,)
-        variants["LAVIS"] = _runner(pair.stock, theirs, tensors, mask)
+        variants["LAVIS"] = lavis
     if options.compile:
         compiled = torch.compile(pair.stock.qformer, mode="reduce-overhead" if options.device == "cuda" else None)
         variants["stock, compiled"] = _runner(pair.stock, compiled, tensors, mask)

@@ -1,4 +1,4 @@
-"""Several questions on an image: stock, which repeats the image, and this package, which reads it once or keeps it."""
+"""Several questions on an image: stock and LAVIS, which repeat the image, and this package, which reads it once or keeps it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from harness import Case
+from lavis_models import features
 from options import Options
 
 from instructblip_hf import InstructBlipForConditionalGeneration
@@ -17,13 +18,13 @@ TEXT = 32
 
 
 def cases(options: Options, pair: Pair) -> Iterator[Case]:
-    for questions in options.questions if not options.is_quick else [2]:
-        yield _whole(options, pair, questions)
-    for questions in options.questions if not options.is_quick else [2]:
-        yield _qformer_alone(options, pair, questions)
+    theirs = options.lavis.instruct(pair.stock) if options.lavis is not None else None
+    for case in (_whole, _qformer_alone):
+        for questions in options.questions if not options.is_quick else [2]:
+            yield case(options, pair, theirs, questions)
 
 
-def _whole(options: Options, pair: Pair, questions: int) -> Case:
+def _whole(options: Options, pair: Pair, theirs: Any, questions: int) -> Case:
     """Vision tower, Q-Former and projection."""
     tensors = {**_text(questions, options.device), "pixels": image_tensor(1, options.device)}
     index = torch.zeros(questions, dtype=torch.long, device=options.device)
@@ -36,13 +37,16 @@ def _whole(options: Options, pair: Pair, questions: int) -> Case:
     def ours() -> torch.Tensor:
         return _features(pair.ours, tensors, pixel_values=tensors["pixels"], image_index=index)
 
-    variants: dict[str, Callable[[], Any]] = {"stock": stock, "ours": ours}
-    return Case(
-        "questions an image", {"questions": questions}, "questions", variants, tensors=tensors, modules=pair.modules
-    )
+    @torch.no_grad()
+    def lavis() -> torch.Tensor:
+        text = (tensors["qformer_input_ids"], tensors["qformer_attention_mask"])
+        return features(theirs, tensors["pixels"].expand(questions, -1, -1, -1), *text)
+
+    variants: dict[str, Callable[[], Any]] = {"stock": stock, "LAVIS": lavis, "ours": ours}
+    return _point("questions an image", questions, variants, tensors, pair, theirs)
 
 
-def _qformer_alone(options: Options, pair: Pair, questions: int) -> Case:
+def _qformer_alone(options: Options, pair: Pair, theirs: Any, questions: int) -> Case:
     """Image features are there on both sides; this package also keeps the keys and values of cross-attention."""
     generator = torch.Generator().manual_seed(4)
     embeds = torch.randn(1, 257, pair.ours.image_embeds_size, generator=generator).to(options.device)
@@ -71,14 +75,42 @@ def _qformer_alone(options: Options, pair: Pair, questions: int) -> Case:
             kept[dtype] = pair.ours.encode_images(image_embeds=tensors["embeds"])
         return _features(pair.ours, tensors, image_cache=kept[dtype], image_index=index)
 
-    variants: dict[str, Callable[[], Any]] = {"stock": stock, "ours": ours, "ours, image kept": ours_kept}
+    @torch.no_grad()
+    def lavis() -> torch.Tensor:
+        text = (tensors["qformer_input_ids"], tensors["qformer_attention_mask"])
+        return features(theirs, None, *text, tensors["embeds"].expand(questions, -1, -1))
+
+    variants: dict[str, Callable[[], Any]] = {
+        "stock": stock,
+        "LAVIS": lavis,
+        "ours": ours,
+        "ours, image kept": ours_kept,
+    }
+    return _point("questions an image, Q-Former alone", questions, variants, tensors, pair, theirs)
+
+
+def _point(
+    subject: str,
+    questions: int,
+    variants: dict[str, Callable[[], Any]],
+    tensors: dict[str, torch.Tensor],
+    pair: Pair,
+    theirs: Any,
+) -> Case:
+    modules, missing = pair.modules, {}
+    if theirs is None:
+        del variants["LAVIS"]
+        missing["LAVIS"] = "no --lavis"
+    else:
+        modules += (theirs,)
     return Case(
-        "questions an image, Q-Former alone",
+        subject,
         {"questions": questions},
         "questions",
         variants,
         tensors=tensors,
-        modules=pair.modules,
+        modules=modules,
+        missing=missing,
     )
 
 

@@ -2,7 +2,8 @@
 
 Both sides score the same candidates after the same prompt of 64 tokens with the same random weights, a LLaMA of 134M or a
 T5 of 223M. Image and Q-Former are left out: both sides read them once. The copying side reads prompt and candidate of 50
-candidates at a time (LAVIS's n_segments); of T5 it runs the encoder once and copies what comes out, as LAVIS does.
+candidates at a time (LAVIS's n_segments); of T5 it runs the encoder once and copies what comes out, as LAVIS does. With
+--lavis the same is done with LAVIS's own language models, which give the losses of rows.
 
 Candidates have 1 to 6 tokens and begin alike, as answers do: n tokens with a probability proportional to 1/n, the first of
 40, each next one of 10 (so that there are enough different ones up to 1,000).
@@ -63,7 +64,9 @@ def make_candidates(number: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def copied(model: Any, embeds: torch.Tensor, candidates: list[list[int]], rows: int) -> torch.Tensor:
+def copied(
+    model: Any, embeds: torch.Tensor, candidates: list[list[int]], rows: int, is_lavis: bool = False
+) -> torch.Tensor:
     """Scores of a forward pass over a copy of the prompt for each candidate, shape (candidates,)."""
     scores = []
     if model.config.is_encoder_decoder:
@@ -75,13 +78,25 @@ def copied(model: Any, embeds: torch.Tensor, candidates: list[list[int]], rows: 
         mask = torch.tensor(
             [[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in chunk], device=embeds.device
         )
+        labels = ids.where(mask != 0, -100)
         if model.config.is_encoder_decoder:
-            copies = (encoded.repeat(len(chunk), 1, 1),)
-            logits = model(encoder_outputs=copies, decoder_input_ids=model._shift_right(ids)).logits
+            inputs: dict[str, Any] = {"encoder_outputs": (encoded.repeat(len(chunk), 1, 1),)}
         else:
             whole = torch.cat([embeds.repeat(len(chunk), 1, 1), model.get_input_embeddings()(ids)], dim=1)
-            whole_mask = torch.cat([mask.new_ones(len(chunk), PROMPT), mask], dim=1)
-            logits = model(inputs_embeds=whole, attention_mask=whole_mask).logits[:, PROMPT - 1 : -1]
+            inputs = {
+                "inputs_embeds": whole,
+                "attention_mask": torch.cat([mask.new_ones(len(chunk), PROMPT), mask], 1),
+            }
+            labels = torch.cat([labels.new_full((len(chunk), PROMPT), -100), labels], dim=1)
+        if is_lavis:
+            loss = model(**inputs, labels=labels, reduction="none", return_dict=True).loss
+            # LAVIS's LLaMA gives the mean over all places that have a next one, its T5 the sum.
+            scores.append(-loss if model.config.is_encoder_decoder else -loss * (labels.shape[1] - 1))
+            continue
+        if model.config.is_encoder_decoder:
+            logits = model(**inputs, decoder_input_ids=model._shift_right(ids)).logits
+        else:
+            logits = model(**inputs).logits[:, PROMPT - 1 : -1]
         steps = logits.log_softmax(-1).gather(2, ids.unsqueeze(-1))[..., 0]
         scores.append((steps * mask).sum(1))
     return torch.cat(scores)
@@ -90,11 +105,12 @@ def copied(model: Any, embeds: torch.Tensor, candidates: list[list[int]], rows: 
 def cases(options: Options, pair: Any = None) -> Iterator[Case]:
     for name in ("llama", "t5"):
         model = build(name, options)
+        theirs = options.lavis.language_model(model) if options.lavis is not None else None
         for number in [2, 20, 100, 1000] if not options.is_quick else [2]:
-            yield _case(options, name, model, number)
+            yield _case(options, name, model, theirs, number)
 
 
-def _case(options: Options, name: str, model: Any, number: int) -> Case:
+def _case(options: Options, name: str, model: Any, theirs: Any, number: int) -> Case:
     embeds = torch.randn(1, PROMPT, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     tensors = {"embeds": embeds.to(options.device)}
     candidates = make_candidates(number)
@@ -106,11 +122,10 @@ def _case(options: Options, name: str, model: Any, number: int) -> Case:
             model, model.config.is_encoder_decoder, tensors["embeds"], None, candidates, top_k=top_k
         ).scores[0]
 
-    variants: dict[str, Callable[[], Any]] = {
-        "copied": lambda: copied(model, tensors["embeds"], candidates, ROWS),
-        "ours": ours,
-        f"ours, best {best}": lambda: ours(best).topk(best).values,
-    }
+    variants: dict[str, Callable[[], Any]] = {"copied": lambda: copied(model, tensors["embeds"], candidates, ROWS)}
+    if theirs is not None:
+        variants["copied, LAVIS"] = lambda: copied(theirs, tensors["embeds"], candidates, ROWS, is_lavis=True)
+    variants |= {"ours": ours, f"ours, best {best}": lambda: ours(best).topk(best).values}
     return Case(
         f"ranking, {name}",
         {"candidates": number},
@@ -119,7 +134,8 @@ def _case(options: Options, name: str, model: Any, number: int) -> Case:
         TOLERANCE,
         difference,
         tensors=tensors,
-        modules=(model,),
+        modules=(model, *([theirs] if theirs is not None else [])),
+        missing={} if theirs is not None else {"copied, LAVIS": "no --lavis"},
         rounds=1 if number > 100 else None,
     )
 

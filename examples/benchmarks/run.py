@@ -31,6 +31,7 @@ from harness import (
     table,
     write_json,
 )
+from lavis_models import Lavis
 from options import Options
 
 from models import SIZES, build
@@ -52,14 +53,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="after so many a case ends, once it has 3 rounds")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of stock")
-    parser.add_argument("--lavis", type=Path, help="LAVIS's lavis/models/blip2_models/Qformer.py, to time it too")
+    parser.add_argument("--lavis", type=Path, help="a clone of LAVIS's repository, to time it too")
     parser.add_argument("--questions", type=int, nargs="+", default=Options.questions, help="an image, how many")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU")
+    lavis = Lavis(args.lavis) if args.lavis is not None else None
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
-    options = Options(args.device, args.dtype, args.size == "tiny", args.compile, args.lavis, tuple(args.questions))
+    options = Options(args.device, args.dtype, args.size == "tiny", args.compile, lavis, tuple(args.questions))
     settings = Settings(args.device, args.dtype, args.rounds, args.seconds)
     if args.device == "cuda":
         settings.ceilings = cuda_ceilings(args.dtype)
