@@ -64,7 +64,8 @@ def compilations(model, lengths, **options):
             **inputs, max_new_tokens=4, cache_implementation="static", compile_config=config, **options
         )
         assert compiled.tolist() == plain.tolist()
-    return counters["stats"]["unique_graphs"]
+    # Beside the language model's steps the vision tower and the Q-Former, which see the same shapes every time.
+    return counters["stats"]["unique_graphs"] - 2
 
 
 def test_ragged_prompts_are_no_recompilation_storm():

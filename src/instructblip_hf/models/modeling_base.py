@@ -14,11 +14,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    CompileConfig,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from .base_model_view import BaseModelView
 from .blank_images import blank_image, needs_blank_image
+from .compiled_calls import CompiledCalls, compile_config_for
 from .connectors.shared_images import check_image_index
 from .image_cache import CacheOrigin, ImageCache, parts_of, weights_version
 from .language_models.adapter import build_language_model, run_language_model
@@ -54,6 +62,10 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
     _of_features_alone: ClassVar[dict[str, Any]] = {}
 
     language_model: PreTrainedModel
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self._compiled_calls = CompiledCalls()
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
@@ -220,6 +232,7 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         image_embeds: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         vision_only: bool = False,
+        compile_config: CompileConfig | None = None,
     ) -> ImageCache:
         """Compute of images what does not depend on the question, to be read by any number of questions.
 
@@ -234,6 +247,9 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
             vision_only (`bool`, *optional*, defaults to `False`):
                 Whether to keep the vision features alone, which take less room, and all that the connector needs to train.
+            compile_config (`CompileConfig`, *optional*):
+                Compiles the vision tower; by default where ``generation_config`` asks for a cache of fixed size, as in
+                ``generate``.
 
         Returns:
             [`ImageCache`]: On the devices of the parts that computed it, with a row an image.
@@ -250,7 +266,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
                     f"pixel_values of a cache have shape (images, 3, height, width), got {tuple(pixel_values.shape)}; frames "
                     "of videos are given as images, (frames of all rows, 3, height, width)"
                 )
-            image_embeds = self._image_embeds(pixel_values, interpolate_pos_encoding)
+            compile_config = compile_config or compile_config_for(self, {})
+            image_embeds = self._image_embeds(pixel_values, interpolate_pos_encoding, compile_config)
         embeds: Any = image_embeds
         kept, parts = ({}, []) if vision_only else self._beyond_image_embeds(embeds)
         tower, connector = parts_of(self)
@@ -262,7 +279,9 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         )
         return ImageCache(embeds, origin=origin, **kept)
 
-    def _image_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> torch.Tensor:
+    def _image_embeds(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, compile_config: CompileConfig | None
+    ) -> torch.Tensor:
         """What the connector reads, (images, image tokens, width)."""
         raise NotImplementedError
 
@@ -553,7 +572,8 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
                 Most tokens of candidates a sample that are read at once, which bounds the memory.
             return_greedy (`bool`, *optional*, defaults to `False`):
                 Whether the output says of each candidate if greedy decoding begins with it.
-            inputs: The prompt, as the processor makes it: ``pixel_values``, ``input_ids``, ...
+            inputs: The prompt, as the processor makes it: ``pixel_values``, ``input_ids``, ...; and what else
+                ``get_image_features`` takes.
 
         Returns:
             [`RankingOutput`]: ``scores`` (batch, candidates) and ``order``, best first.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CompileConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -193,6 +193,7 @@ class QFormerLanguageModel(VisionLanguageModel):
         output_attentions: bool | None,
         image_index: torch.Tensor | None,
         image_cache: ImageCache | None,
+        compile_config: CompileConfig | None = None,
         queries_only: bool = False,
         **instruction: torch.Tensor | None,
     ) -> QFormerImageFeatures:
@@ -219,7 +220,11 @@ class QFormerLanguageModel(VisionLanguageModel):
                     )
                 frames = pixel_values.shape[1]
             vision_outputs = run_vision_tower(
-                self.vision_model, pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions
+                self._compiled_calls.of(self.vision_model, compile_config),
+                pixel_values,
+                interpolate_pos_encoding,
+                output_hidden_states,
+                output_attentions,
             )
         features: Any = image_embeds if vision_outputs is None else vision_outputs.last_hidden_state
 
@@ -227,7 +232,9 @@ class QFormerLanguageModel(VisionLanguageModel):
             image_index = check_image_index(image_index, features.shape[0])
         images = features.shape[0] if image_index is None else image_index.shape[0]
         queries = self.query_tokens.expand(images, -1, -1)
-        qformer_outputs = self.qformer(
+        if compile_config is not None and image_index is not None:
+            image_index = image_index.to(queries.device)
+        qformer_outputs = self._compiled_calls.of(self.qformer, compile_config)(
             **self._instructions(images, frames, **instruction),
             query_embeds=queries,
             encoder_hidden_states=features.to(queries.device) if kept is None else None,
@@ -252,8 +259,11 @@ class QFormerLanguageModel(VisionLanguageModel):
         """Whether what stands in the prompt for an image depends on the instruction."""
         return False
 
-    def _image_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> torch.Tensor:
-        outputs = run_vision_tower(self.vision_model, pixel_values, interpolate_pos_encoding)
+    def _image_embeds(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, compile_config: CompileConfig | None
+    ) -> torch.Tensor:
+        tower = self._compiled_calls.of(self.vision_model, compile_config)
+        outputs = run_vision_tower(tower, pixel_values, interpolate_pos_encoding)
         embeds: torch.Tensor = outputs.last_hidden_state
         return embeds
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationMixin
+from transformers import CompileConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
+from ..compiled_calls import compile_config_for
 from ..image_cache import ImageCache
 from ..modeling_qformer import QFormerImageFeatures, QFormerLanguageModel, QFormerLanguageModelOutput
 from .configuration_blip_2 import Blip2Config
@@ -58,6 +59,7 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
         output_attentions: bool | None = None,
         image_index: torch.Tensor | None = None,
         image_cache: ImageCache | None = None,
+        compile_config: CompileConfig | None = None,
     ) -> QFormerImageFeatures:
         """Vision tower, Q-Former and projection.
 
@@ -75,6 +77,8 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
             image_cache ([`ImageCache`], *optional*):
                 What [`encode_images`] kept of the images, in place of pixels and features; ``image_index`` then names its
                 rows.
+            compile_config (`CompileConfig`, *optional*):
+                Compiles vision tower and Q-Former; ``generate`` gives it with a cache of fixed size. Not for training.
 
         Returns:
             [`QFormerImageFeatures`]: ``pooler_output`` has shape (images, queries, language model hidden), with
@@ -92,6 +96,7 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
             output_attentions,
             image_index,
             image_cache,
+            compile_config,
         )
 
     # --- forward --------------------------------------------------------------------------------------------------
@@ -220,6 +225,7 @@ class Blip2ForConditionalGeneration(QFormerLanguageModel, GenerationMixin):
             interpolate_pos_encoding=interpolate_pos_encoding,
             image_index=image_index,
             image_cache=image_cache,
+            compile_config=compile_config_for(self, generate_kwargs),
         )
         return self.generate_from_embeddings(
             inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from transformers import GenerationMixin
+from transformers import CompileConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
+from ..compiled_calls import compile_config_for, pad_instructions
 from ..image_cache import ImageCache
 from ..modeling_qformer import QFormerImageFeatures, QFormerLanguageModel, QFormerLanguageModelOutput
 from .configuration_instructblip import InstructBlipConfig
@@ -68,6 +69,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
         image_index: torch.Tensor | None = None,
         image_cache: ImageCache | None = None,
         queries_only: bool = False,
+        compile_config: CompileConfig | None = None,
     ) -> QFormerImageFeatures:
         """Vision tower, Q-Former and projection.
 
@@ -93,6 +95,9 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             queries_only (`bool`, *optional*, defaults to `False`):
                 Whether nobody reads what the Q-Former makes of the text: its last layer then leaves it out, and
                 ``qformer_outputs.last_hidden_state`` holds the queries alone.
+            compile_config (`CompileConfig`, *optional*):
+                Compiles vision tower and Q-Former, whose instructions are padded then; ``generate`` gives it with a cache of
+                fixed size. Not for training.
 
         Returns:
             [`QFormerImageFeatures`]: ``pooler_output`` has shape (images, queries, language model hidden), with
@@ -102,6 +107,13 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             ValueError: If not one of pixels, features and a cache is given, the cache is of another model, an image lacks its instruction, or
                 ``image_index`` does not fit or comes with video.
         """
+        if compile_config is not None and qformer_input_ids is not None:
+            qformer_input_ids, qformer_attention_mask = pad_instructions(
+                qformer_input_ids,
+                qformer_attention_mask,
+                self.config.qformer_config.max_position_embeddings,
+                self.query_tokens.device,
+            )
         return self._get_image_features(
             pixel_values,
             image_embeds,
@@ -110,6 +122,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             output_attentions,
             image_index,
             image_cache,
+            compile_config,
             queries_only,
             input_ids=qformer_input_ids,
             attention_mask=qformer_attention_mask,
@@ -292,6 +305,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
             interpolate_pos_encoding=interpolate_pos_encoding,
             image_index=image_index,
             image_cache=image_cache,
+            compile_config=compile_config_for(self, generate_kwargs),
         )
         return self.generate_from_embeddings(
             inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import CompileConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..blip_2.modeling_blip_2_parts import Blip2QFormerModel
+from ..compiled_calls import compile_config_for
 from ..composition import grow_embeddings, kept_attention, load_language_model, load_vision_tower, placeholder_of
 from ..connectors.configuration_qformer import QFormerConfig
 from ..connectors.qformer_model import build_qformer
@@ -289,6 +290,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         output_attentions: bool | None = None,
         image_index: torch.Tensor | None = None,
         image_cache: ImageCache | None = None,
+        compile_config: CompileConfig | None = None,
     ) -> LlavaImageFeatures:
         """Vision tower and connector.
 
@@ -307,6 +309,8 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
             image_cache ([`ImageCache`], *optional*):
                 What [`encode_images`] kept of the images, in place of pixels and features; ``image_index`` then names its
                 rows.
+            compile_config (`CompileConfig`, *optional*):
+                Compiles vision tower and connector; ``generate`` gives it with a cache of fixed size. Not for training.
 
         Returns:
             [`LlavaImageFeatures`]: ``pooler_output`` has shape (images, tokens an image, language model hidden), with
@@ -333,11 +337,15 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
                     "image_index counts images, and cannot be combined with pixel_values of shape (batch, frames, 3, "
                     "height, width): give frames as images, (frames of all rows, 3, height, width)"
                 )
-            features, vision_outputs = self._run_tower(pixel_values, interpolate_pos_encoding, output_attentions)
+            features, vision_outputs = self._run_tower(
+                pixel_values, interpolate_pos_encoding, output_attentions, compile_config
+            )
         if image_index is not None:
             image_index = check_image_index(image_index, features.shape[0])
         connector_device = next(self.multi_modal_projector.parameters()).device
-        projected, qformer_outputs = self.multi_modal_projector(
+        if compile_config is not None and image_index is not None:
+            image_index = image_index.to(connector_device)
+        projected, qformer_outputs = self._compiled_calls.of(self.multi_modal_projector, compile_config)(
             features.to(connector_device),
             image_index,
             output_hidden_states=output_hidden_states,
@@ -347,8 +355,10 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
             pooler_output=projected, vision_outputs=vision_outputs, qformer_outputs=qformer_outputs
         )
 
-    def _image_embeds(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> torch.Tensor:
-        return self._run_tower(pixel_values, interpolate_pos_encoding)[0]
+    def _image_embeds(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, compile_config: CompileConfig | None
+    ) -> torch.Tensor:
+        return self._run_tower(pixel_values, interpolate_pos_encoding, compile_config=compile_config)[0]
 
     def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the connector reads of images, to be given as ``image_embeds``.
@@ -369,9 +379,11 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
         output_attentions: bool | None = None,
+        compile_config: CompileConfig | None = None,
     ) -> tuple[torch.Tensor, Any]:
         """What the connector reads (images, image tokens, features), and all that the tower returned."""
-        outputs = run_vision_tower(self.vision_tower, pixel_values, interpolate_pos_encoding, True, output_attentions)
+        tower = self._compiled_calls.of(self.vision_tower, compile_config)
+        outputs = run_vision_tower(tower, pixel_values, interpolate_pos_encoding, True, output_attentions)
         states = outputs.hidden_states
         for layer in self.config.vision_feature_layers:
             if not -len(states) <= layer < len(states):
@@ -518,6 +530,7 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
             interpolate_pos_encoding=interpolate_pos_encoding,
             image_index=image_index,
             image_cache=image_cache,
+            compile_config=compile_config_for(self, generate_kwargs),
         )
         return self.generate_from_embeddings(
             inputs_embeds, attention_mask, input_ids, return_full_text, **generate_kwargs
