@@ -2,6 +2,7 @@
 end of a sub-layer. Each is a function of tensors that picks Triton or plain torch by itself (docs/kernels.md).
 """
 
+from .checks import check_index
 from .cross_attention import ImageIndex, cross_attention
 from .dispatch import log_once, measured_faster, why_not_triton
 from .packed_attention import packed_attention
@@ -11,6 +12,7 @@ from .residual_norm import dropout_add_layer_norm
 
 __all__ = [
     "ImageIndex",
+    "check_index",
     "cross_attention",
     "dropout_add_layer_norm",
     "fold_places",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -22,6 +24,17 @@ def check_states(states: dict[str, torch.Tensor], dims: tuple[str, ...]) -> None
             raise ValueError(f"{name} is on {tensor.device}, {first_name} on {first.device}")
         if tensor.dtype != first.dtype:
             raise ValueError(f"{name} is of {tensor.dtype}, {first_name} of {first.dtype}; all must be of one type")
+
+
+def check_index(index: Any, images: int) -> None:
+    """Raise unless an index is integers of shape (rows,), and as far as values can be looked at, names images."""
+    if not isinstance(index, torch.Tensor) or index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
+        got = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, torch.Tensor) else type(index).__name__
+        raise ValueError(f"image_index must be integers of one dimension, got {got}")
+    if readable(index) and len(index) and not 0 <= int(index.min()) <= int(index.max()) < images:
+        raise ValueError(
+            f"image_index names images {int(index.min())} to {int(index.max())}; there are {images}, numbered from 0"
+        )
 
 
 def check_dropout(dropout_p: float, seed: int | torch.Tensor | None) -> None:
@@ -47,4 +60,4 @@ def in_autocast_type(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     )
 
 
-__all__ = ["check_dropout", "check_states", "in_autocast_type", "readable"]
+__all__ = ["check_dropout", "check_index", "check_states", "in_autocast_type", "readable"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .attention_op import attention_forward, seed_tensor
-from .checks import check_dropout, check_states, in_autocast_type, readable
+from .checks import check_dropout, check_index, check_states, in_autocast_type
 from .dispatch import use_triton
 from .reference import cross_attention_in_torch
 
@@ -40,14 +40,7 @@ class ImageIndex:
             ValueError: If it has another shape or type, or names an image that is not there; on an accelerator the
                 latter is not looked at, and such rows come out as NaN or as torch's own error.
         """
-        if index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"image_index must be integers of shape (rows,), got {tuple(index.shape)} of {index.dtype}"
-            )
-        if readable(index) and len(index) and not 0 <= int(index.min()) <= int(index.max()) < images:
-            raise ValueError(
-                f"image_index names images {int(index.min())} to {int(index.max())}; there are {images}, numbered from 0"
-            )
+        check_index(index, images)
         index = index.long()
         in_order, order = torch.sort(index, stable=True)
         starts = torch.searchsorted(in_order, torch.arange(images + 1, device=index.device))

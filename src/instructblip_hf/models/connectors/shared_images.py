@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...kernels import ImageIndex, fold_places
+from ...kernels import ImageIndex, check_index, fold_places
 
 
 @dataclass(frozen=True)
@@ -101,18 +101,10 @@ def check_image_index(index: Any, images: int) -> torch.Tensor:
         ValueError: If it has another shape or type, or names an image that is not there. On an accelerator the latter is
             an error of the device.
     """
-    if not isinstance(index, torch.Tensor) or index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
-        got = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, torch.Tensor) else type(index).__name__
-        raise ValueError(f"image_index must be integers of shape (images in the text,), got {got}")
-    if torch.compiler.is_compiling() or not len(index):
-        return index.long()
-    if index.device.type != "cpu":
+    check_index(index, images)
+    if index.device.type != "cpu" and len(index) and not torch.compiler.is_compiling():
         # Looking at the values would wait for the device, which is to tell by itself.
         torch._assert_async(((index >= 0) & (index < images)).all())
-    elif not (0 <= int(index.min()) <= int(index.max()) < images):
-        raise ValueError(
-            f"image_index names images {int(index.min())} to {int(index.max())}; there are {images}, numbered from 0"
-        )
     return index.long()
 
 
