@@ -18,25 +18,6 @@ BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 SOURCES = Path(instructblip_hf.__file__).parents[1]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it reads memory from /proc")
-def test_the_benchmark_of_frozen_training_finds_equal_losses_and_prints_its_table():
-    path = os.pathsep.join([str(SOURCES), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "frozen_training.py", "--size", "tiny", "--steps", "1"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    exact, rounded = (float(found) for found in re.findall(r"relative difference (\S+)", done.stdout))
-    assert exact <= 1e-5
-    assert rounded <= 1e-2
-    number = r"\d+(\.\d+)?"
-    for side in (r"stock \(sdpa\)", r"ours \(sdpa, features, labels, lengths, activations\)"):
-        assert re.search(rf"^\| {side}( \| {number}){{6}} \|$", done.stdout, re.MULTILINE)
-
-
 def test_the_benchmark_of_retrieval_finds_what_scoring_everything_finds(tmp_path):
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "retrieval.py", "--images", "1500", "--queries", "2", "--repeats", "1"]
@@ -143,14 +124,23 @@ def run_all(folder, subjects, **environment):
 
 
 def test_all_benchmarks_run_and_write_their_results(tmp_path):
-    subjects = ["start_up", "loading", "qformer", "images", "questions", "generation", "ranking"]
+    subjects = ["start_up", "loading", "qformer", "packing", "images", "questions", "generation", "ranking"]
     results = run_all(tmp_path, subjects)
     found = {row["subject"] for row in results["rows"]}
-    assert len(found) == 11
+    assert len(found) == 12
     assert all(row["seconds"] > 0 and row["difference"] <= 1e-3 for row in results["rows"])
     tables = (tmp_path / "tables.md").read_text()
     assert all(f"## {subject}\n" in tables for subject in found)
+    assert results["summaries"]["packing"] in tables
     assert results["missing"]["qformer"] == {"LAVIS": "no --lavis", "stock, compiled": "no --compile"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads memory from /proc")
+def test_the_benchmark_of_frozen_training_times_steps_of_equal_loss(tmp_path):
+    stock, ours = run_all(tmp_path, ["frozen_training"])["rows"]
+    assert (stock["variant"], ours["variant"]) == ("stock", "ours")
+    assert ours["difference"] <= 1e-2  # in bfloat16; more than 1e-5 in float32 ends the run
+    assert all(row["seconds"] > 0 and row["memory_mib"] > 0 and row["rounds"] == 2 for row in (stock, ours))
 
 
 def test_a_folder_that_is_no_clone_of_lavis_is_refused_before_anything_runs(tmp_path):

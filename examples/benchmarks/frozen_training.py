@@ -1,21 +1,21 @@
-"""Training with a frozen vision tower and language model: stock transformers and stock Trainer against this package.
+"""Training with a frozen vision tower and language model: stock model and stock Trainer, LAVIS's model, and this package.
 
-    python examples/benchmarks/frozen_training.py --size mid
-    python examples/benchmarks/frozen_training.py --size deep
-    python examples/benchmarks/frozen_training.py --size mid --questions 4
+    python examples/benchmarks/run.py --output outputs/benchmarks --subjects frozen_training
+    python examples/benchmarks/frozen_training.py --questions 4 --attention eager-qformer
 
-Both sides train the same weights on the same rows: the Q-Former, its queries and the projection, with bfloat16 weights and
-AdamW, as the preset `instructblip-strict`. The stock side has `requires_grad=False` on what is frozen and the same
-collator. Each side is a process of one thread with its own Trainer; they take optimiser steps in turn, and a step's time
-is the CPU time that its process used, decoding of images included. Other work on the machine takes memory bandwidth and
-makes both sides slower, several times where there is much of it: let the machine be quiet. Every step's rows are the same on
-both sides, and dropout is off. Before anything is timed the losses of both are compared, in float32 and in bfloat16; if
-they differ, nothing is timed.
+The first is the subject among the others; the second measures one setting of its own choice and prints it.
 
-Memory growth is the peak of resident memory while a micro-batch runs forward and backward, over that at its start, with
-weights, gradients and the optimiser's state in place: of the median micro-batch, and of the largest in a step. It is measured
-in steps of its own, in which malloc of both sides gives freed tensors back at once. Numbers are medians over steps. Linux
-alone.
+All sides train the same weights on the same rows: the Q-Former, its queries and the projection, with bfloat16 weights and
+AdamW, as the preset `instructblip-strict`. The stock side has `requires_grad=False` on what is frozen and the same collator; so
+has LAVIS's, `Blip2VicunaInstruct.forward` in stock's Trainer. Each side is a process of one thread; they take optimiser steps
+in turn, and a step's time is the CPU time that its process used, decoding of images included. Other work on the machine takes
+memory bandwidth and makes all sides slower, several times where there is much of it: let the machine be quiet. Every step's
+rows are the same on all sides, and dropout is off. Before anything is timed the losses are compared, in float32 and in
+bfloat16; if they differ, nothing is timed.
+
+Memory is the peak of resident memory while a micro-batch runs forward and backward, over that at its start, with weights,
+gradients and the optimiser's state in place: of the largest micro-batch in two optimiser steps of their own, in which malloc
+of all sides gives freed tensors back at once. CPU and Linux alone.
 """
 
 from __future__ import annotations
@@ -25,82 +25,43 @@ import functools
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from harness import forget_peak, memory
+from harness import Case, Settings, WrongResult, as_json, forget_peak, measure, memory, memory_table, table
+from lavis_models import Lavis
+from options import Options
+
+from models import SIZES, configuration
 
 
 BATCH = 8
-SIDES = ("stock", "ours")
+ACCUMULATION = {"mid": 4, "deep": 2, "tiny": 2, "7b": 4}
+SIDES = ("stock", "LAVIS", "ours")
 LEVERS = ("features", "labels", "lengths", "activations", "shared")
 ATTENTION: dict[str, Any] = {
     "sdpa": "sdpa",
     "eager": "eager",
     "eager-qformer": {"": "sdpa", "qformer_config": "eager"},
 }
-
-
-class Size(NamedTuple):
-    """Layers of ViT-g; width and layers of a LLaMA; micro-batches of an optimiser step; width of the rest if not true."""
-
-    vision_layers: int
-    text_width: int
-    text_layers: int
-    accumulation: int
-    width: int | None = None
-
-    @property
-    def rows(self) -> int:  # of an optimiser step, and images that there are
-        return BATCH * self.accumulation
-
-
-SIZES = {"mid": Size(4, 768, 12, 4), "deep": Size(39, 512, 4, 2), "tiny": Size(1, 64, 1, 2, 64)}
+MEMORY_STEPS = 2
 
 
 # --- the work ---------------------------------------------------------------------------------------------------------
 
 
-def configuration(size: Size, image_token_id: int) -> dict[str, Any]:
-    """True widths of vision tower and Q-Former (186M) but for `tiny`; a LLaMA of 134M (mid) or 46M (deep)."""
-    vision: dict[str, Any] = {"num_hidden_layers": size.vision_layers, "initializer_range": 0.02}
-    qformer: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    if size.width:
-        shape = {"hidden_size": size.width, "num_attention_heads": 4, "intermediate_size": 2 * size.width}
-        vision |= shape
-        qformer |= {**shape, "num_hidden_layers": 2, "encoder_hidden_size": size.width}
-    return {
-        "vision_config": vision,
-        "qformer_config": qformer,
-        "text_config": {
-            "model_type": "llama",
-            "vocab_size": 1000 if size.width else 32000,
-            "hidden_size": size.text_width,
-            "intermediate_size": size.text_width * 8 // 3,
-            "num_hidden_layers": size.text_layers,
-            "num_attention_heads": size.text_width // 64,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        "num_query_tokens": 32,
-        "image_token_index": image_token_id,
-    }
-
-
-def write_work(folder: Path, size: Size, questions: int, steps: int) -> None:
+def write_work(folder: Path, images: int, rows: int, questions: int = 1) -> None:
     """JPEG files of 640x480, and rows whose prompts have 4 to 76 words (mean about 21), answers 1 to 40 (mean 9)."""
     import numpy as np
     from PIL import Image
 
     generator = random.Random(0)
-    for number in range(size.rows):
+    for number in range(images):
         coarse = np.random.RandomState(number).randint(0, 256, (12, 16, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((640, 480)).save(folder / f"{number}.jpg")
     words = ["what", "color", "is", "the", "circle", "red", "blue", "square"]
@@ -109,15 +70,15 @@ def write_work(folder: Path, size: Size, questions: int, steps: int) -> None:
         count = min(most, least + int(generator.expovariate(1 / (mean - least))))
         return " ".join(generator.choice(words) for _ in range(count))
 
-    rows = [
+    written = [
         {
-            "images": [str(folder / f"{number // questions % size.rows}.jpg")],
+            "images": [str(folder / f"{number // questions % images}.jpg")],
             "prompt": text(21, 4, 76) + " ?",
             "completion": text(9, 1, 40),
         }
-        for number in range(size.rows * questions * steps)
+        for number in range(rows)
     ]
-    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    (folder / "rows.json").write_text(json.dumps(written), encoding="utf-8")
 
 
 # --- one side ---------------------------------------------------------------------------------------------------------
@@ -143,7 +104,7 @@ def work(options: argparse.Namespace, folder: Path) -> None:
     def say(**content: Any) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
-    ours, size = options.side == "ours", SIZES[options.size]
+    ours, accumulation = options.side == "ours", ACCUMULATION[options.size]
     levers = options.levers if ours else []
     tokenizer = build_tokenizer()
     processor = InstructBlipProcessor(
@@ -153,7 +114,7 @@ def work(options: argparse.Namespace, folder: Path) -> None:
         num_query_tokens=32,
     )
     torch.manual_seed(0)
-    config = configuration(size, tokenizer.convert_tokens_to_ids("<image>"))
+    config = configuration(SIZES[options.size], tokenizer.convert_tokens_to_ids("<image>"))
     model: Any = InstructBlipForConditionalGeneration(InstructBlipConfig(**config))
     if not ours:
         weights = model.state_dict()
@@ -162,6 +123,10 @@ def work(options: argparse.Namespace, folder: Path) -> None:
         del weights
     model.set_attn_implementation(ATTENTION[options.attention if ours else options.stock_attention])
     apply_freezing(model, "instructblip-strict")
+    if options.side == "LAVIS":
+        from lavis_training import InTrainer
+
+        model = InTrainer(Lavis(options.lavis).instruct(model), model.config.image_token_id)
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     collator = VisionLanguageCollator(processor, share_images="shared" in levers)
     with torch.no_grad():
@@ -181,20 +146,19 @@ def work(options: argparse.Namespace, folder: Path) -> None:
         for first in range(0, len(images), BATCH):
             some = [{**rows[0], "images": [image]} for image in images[first : first + BATCH]]
             features.complete(collator(some))
-        say(features=time.process_time() - begin)
+        say(features=time.process_time() - begin, images=len(images))
     mixture = Mixture(
         {"rows": len(rows)},
         group_by_image=options.questions,
         image_orders={"rows": image_order(rows, options.questions)},
         group_by_length=int("lengths" in levers),
     )
-    steps = 1 + 2 * options.steps
-    dataset = MixtureDataset({"rows": rows}, mixture, steps * size.rows)
+    dataset = MixtureDataset({"rows": rows}, mixture, len(rows))
     arguments = transformers.TrainingArguments(
         str(folder / f"out-{options.side}"),
-        max_steps=steps,
+        max_steps=len(rows) // (BATCH * accumulation),
         per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=size.accumulation,
+        gradient_accumulation_steps=accumulation,
         learning_rate=1e-5,
         weight_decay=0.05,
         train_sampling_strategy="sequential",
@@ -251,24 +215,24 @@ def work(options: argparse.Namespace, folder: Path) -> None:
     trainer.train()
 
 
-# --- both in turn -----------------------------------------------------------------------------------------------------
+# --- all in turn ------------------------------------------------------------------------------------------------------
 
 
 class Side:
-    """The process of a side."""
+    """The process of a side; called, it does an optimiser step and gives the loss."""
 
     def __init__(self, name: str, options: argparse.Namespace, folder: Path) -> None:
         command = [sys.executable, __file__, "--side", name, "--folder", str(folder), "--size", options.size]
-        command += ["--steps", str(options.steps), "--questions", str(options.questions)]
+        command += ["--questions", str(options.questions), "--levers", *options.levers]
         command += ["--stock-attention", options.stock_attention, "--attention", options.attention]
-        command += ["--levers", *options.levers]
+        command += ["--lavis", str(options.lavis)] if options.lavis is not None else []
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
+        self.log = folder / f"{name}.log"
+        with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
             )
-        self.name, self.log, self.features = name, folder / f"{name}.log", 0.0
-        self.measured: dict[str, list[Any]] = {"time": [], "memory": []}
+        self.name = name
 
     def hear(self) -> dict[str, Any]:
         line = self.process.stdout.readline()  # type: ignore[union-attr]
@@ -277,71 +241,84 @@ class Side:
         return dict(json.loads(line))
 
     def prepare(self) -> float:
-        """Waits until training can begin, and gives the loss in float32."""
-        exact = self.hear()["exact"]
+        """Waits until training can begin, and gives the loss of two rows in float32."""
+        exact = float(self.hear()["exact"])
         while "ready" not in (said := self.hear()):
-            self.features = said["features"]
-        return float(exact)
-
-    def medians(self) -> tuple[float, float, float]:
-        """Seconds of a step; growth of memory of a micro-batch, and of the largest of a step."""
-        seconds, growth = self.measured["time"], self.measured["memory"]
-        every = [one for step in growth for one in step]
-        return statistics.median(seconds), statistics.median(every), statistics.median(map(max, growth))
+            print(f"features of {said['images']} images, once: {said['features']:.1f} s of CPU time", flush=True)
+        return exact
 
     def step(self, measured: str) -> dict[str, Any]:
         self.process.stdin.write(f"{measured}\n")  # type: ignore[union-attr]
         self.process.stdin.flush()  # type: ignore[union-attr]
         return self.hear()
 
+    def __call__(self) -> float:
+        return float(self.step("loss")["loss"])
 
-def compare(what: str, losses: dict[str, float], tolerance: float) -> None:
-    difference = abs(losses["ours"] - losses["stock"]) / abs(losses["stock"])
-    values = f"stock {losses['stock']:.7f}, ours {losses['ours']:.7f}, relative difference {difference:.1e}"
-    print(f"{what}: {values}", flush=True)
-    if not difference <= tolerance:
-        raise SystemExit(f"the losses differ by more than {tolerance:g}: nothing is timed")
+    def seconds(self) -> float:
+        return float(self.step("time")["time"])
+
+    def peak(self) -> float:
+        return max(growth for _ in range(MEMORY_STEPS) for growth in self.step("memory")["memory"])
 
 
-def measure(options: argparse.Namespace, folder: Path) -> None:
-    write_work(folder, SIZES[options.size], options.questions, 1 + 2 * options.steps)
+def cases(options: Options, pair: Any = None) -> Iterator[Case]:
+    """One question an image, and in the whole several, with the attention that is the default."""
+    if options.device != "cpu" or not Path("/proc/self/clear_refs").exists():
+        print("frozen_training: measured on a CPU under Linux alone", flush=True)
+        return
+    lavis = options.lavis.root if options.lavis is not None else None
+    for questions in [1, 4] if not options.is_quick else [1]:
+        setting = argparse.Namespace(
+            size=options.size, questions=questions, stock_attention="sdpa", attention="sdpa", lavis=lavis
+        )
+        setting.levers = list(LEVERS if questions > 1 else LEVERS[:4])
+        yield from case(setting, 3 if not options.is_quick else 2)
+
+
+def case(options: argparse.Namespace, rounds: int) -> Iterator[Case]:
+    """A case whose ways are processes, which end with it."""
+    rows_a_step = BATCH * ACCUMULATION[options.size]
     sides: dict[str, Side] = {}
-    try:
-        exact = {}
-        for name in SIDES:  # one after the other, as float32 weights need room
-            sides[name] = Side(name, options, folder)
-            exact[name] = sides[name].prepare()
-        compare("loss of 2 rows, float32", exact, 1e-5)
-        first = {name: side.step("loss")["loss"] for name, side in sides.items()}
-        compare("loss of the first step, bfloat16", first, 1e-2)
-        for measured in ("time", "memory"):
-            for _ in range(options.steps):
-                for side in sides.values():
-                    side.measured[measured].append(side.step(measured)[measured])
-    finally:
-        for side in sides.values():
-            side.process.kill()
-    print(f"torch {version('torch')}, transformers {version('transformers')}")
-    print(f"features of {SIZES[options.size].rows} images, once: {sides['ours'].features:.1f} s of CPU time\n")
-    print("| | CPU seconds a step | steps | growth, MiB: median micro-batch | ratio | largest of a step | ratio |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    labels = {"stock": options.stock_attention, "ours": ", ".join([options.attention, *options.levers])}
-    of_stock = sides["stock"].medians()
-    for name, side in sides.items():
-        seconds, median, largest = side.medians()
-        cells = [f"{name} ({labels[name]})", f"{seconds:.2f}", f"{of_stock[0] / seconds:.2f}"]
-        cells += [f"{median:.0f}", f"{median / of_stock[1]:.2f}", f"{largest:.0f}", f"{largest / of_stock[2]:.2f}"]
-        print(f"| {' | '.join(cells)} |")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_work(folder, rows_a_step, rows_a_step * (2 + rounds + MEMORY_STEPS), options.questions)
+        try:
+            exact = {}
+            for name in SIDES:  # one after the other, as float32 weights need room
+                if name != "LAVIS" or options.lavis is not None:
+                    sides[name] = Side(name, options, folder)
+                    exact[name] = sides[name].prepare()
+            for name, loss in exact.items():
+                if not abs(loss - exact["stock"]) <= 1e-5 * abs(exact["stock"]):
+                    raise WrongResult(f"the loss of 2 rows in float32 is {loss} of {name}, {exact['stock']} of stock")
+            yield Case(
+                "training step",
+                {"questions": options.questions, "attention": f"{options.stock_attention}, {options.attention}"},
+                "questions",
+                dict(sides),
+                1e-2,  # in bfloat16
+                lambda expected, found: abs(found - expected) / abs(expected),
+                clock=lambda side: side.seconds(),  # type: ignore[attr-defined]
+                memory=lambda side: side.peak(),  # type: ignore[attr-defined]
+                missing={} if options.lavis is not None else {"LAVIS": "no --lavis"},
+                rounds=rounds,
+            )
+        finally:
+            for side in sides.values():
+                side.process.kill()
+                side.process.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="mid", help="mid: 4 layers of ViT-g; deep: 39; tiny: a test")
-    parser.add_argument("--steps", type=int, default=5, help="optimiser steps for time, and as many for memory")
+    parser.add_argument("--size", choices=ACCUMULATION, default="mid", help="mid: 4 layers of ViT-g; deep: 39")
+    parser.add_argument("--steps", type=int, default=5, help="optimiser steps for time")
     parser.add_argument("--questions", type=int, default=1, help="questions an image")
     parser.add_argument("--levers", nargs="*", choices=LEVERS, help="of this package; by default all that are of use")
     parser.add_argument("--stock-attention", default="sdpa", choices=ATTENTION, help="of the stock side")
     parser.add_argument("--attention", default="sdpa", choices=ATTENTION, help="of this package's side")
+    parser.add_argument("--lavis", type=Path, help="a clone of LAVIS's repository, to time it too")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -352,8 +329,9 @@ def main() -> None:
     if options.side is not None:
         work(options, options.folder)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        measure(options, Path(folder))
+    for one in case(options, options.steps):
+        rows = as_json(measure(one, Settings(seconds=float("inf"))))
+        print(f"{table(rows)}\n\nMemory at the peak, beyond weights:\n\n{memory_table(rows)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The Triton kernels against plain torch: attention with keys and values ready, its backward, packed text, cross blocks.
 
+`python -m instructblip_hf.kernels.measure` times the same kernels for the table that chooses between them and torch; here
+they stand beside what else there is: copies, folded questions, compiled blocks, CUDA graphs, and the roofline.
+
 On a CPU there is nothing to time: the kernels run there in Triton's interpreter alone (``TRITON_INTERPRET=1``), in which
 this file is tested.
 """

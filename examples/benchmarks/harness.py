@@ -40,12 +40,15 @@ class Case:
         tolerance (`float`, *optional*, defaults to 1e-4): Largest difference of results, by `compare`.
         compare (`Callable`, *optional*): Difference of two results; by default the relative error of tensors.
         clock (`Callable`, *optional*): Runs a variant and gives its seconds, in place of the device's own clock.
+        memory (`Callable`, *optional*):
+            Runs a variant and gives MiB at its peak. With a clock of its own and without this memory is not measured.
         tensors (`dict[str, torch.Tensor]`, *optional*): Inputs that take on the precision of the timed run.
         modules (`Sequence[torch.nn.Module]`, *optional*): Models likewise.
         missing (`dict[str, str]`, *optional*): Ways that are not timed here, and why.
         rounds (`int`, *optional*): In place of the settings', for work that takes minutes; 1 also leaves out warming up.
         operations (`float`, *optional*): Floating-point operations that the work cannot do without.
         elements (`float`, *optional*): Numbers that it has to read and write at least, inputs and outputs once each.
+        items (`int`, *optional*): Rows that a run handles; tables and curves say rows a second then.
     """
 
     subject: str
@@ -55,12 +58,14 @@ class Case:
     tolerance: float = 1e-4
     compare: Callable[[Any, Any], float] | None = None
     clock: Callable[[Callable[[], Any]], float] | None = None
+    memory: Callable[[Callable[[], Any]], float] | None = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     modules: Sequence[torch.nn.Module] = ()
     missing: dict[str, str] = field(default_factory=dict)
     rounds: int | None = None
     operations: float | None = None
     elements: float | None = None
+    items: int | None = None
 
     @property
     def name(self) -> str:
@@ -86,6 +91,7 @@ class Row:
     memory_mib: float | None
     difference: float
     roofline: float | None = None
+    items: int | None = None
 
 
 @dataclass
@@ -155,9 +161,13 @@ def measure(case: Case, settings: Settings) -> list[Row]:
                 None,
                 differences[name],
                 floor / statistics.median(times[name]) if floor is not None else None,
+                case.items,
             )
         )
-    if settings.memory and case.clock is None and rounds > 1:
+    if settings.memory and rounds > 1 and case.memory is not None:
+        for row in rows:
+            row.memory_mib = case.memory(case.variants[row.variant])
+    elif settings.memory and rounds > 1 and case.clock is None:
         for row in rows:
             row.memory_mib = peak_growth(case.variants[row.variant], settings.device)
         normal_malloc()
@@ -337,18 +347,19 @@ def by_subject(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table of a subject: a line for each point, for each way milliseconds (share of the roofline) and ratio."""
+    """A Markdown table of a subject: a line for each point, for each way its time (share of the roofline) and ratio."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     keys = list(dict.fromkeys(key for row in rows for key in row["point"]))
     first = variants[0]
-    head = [*keys, f"{first} (ms)", *(f"{name} (ms) | ratio" for name in variants[1:])]
+    unit = "rows/s" if rows[0]["items"] else "ms"
+    head = [*keys, f"{first} ({unit})", *(f"{name} ({unit}) | ratio" for name in variants[1:])]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(keys) + "---:|" * (2 * len(variants) - 1)]
     for point in _points(rows):
         of_point = {row["variant"]: row for row in rows if row["point"] == point}
         cells = [str(point.get(key, "")) for key in keys]
         for name in variants:
             row = of_point.get(name)
-            cells.append(milliseconds(row) if row else "")
+            cells.append(cost(row) if row else "")
             if name != first:
                 cells.append(ratio(row) if row else "")
         lines.append(f"| {' | '.join(cells)} |")
@@ -379,10 +390,15 @@ def _points(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return points
 
 
-def milliseconds(row: dict[str, Any]) -> str:
-    value = 1000 * row["seconds"]
+def cost(row: dict[str, Any]) -> str:
+    """Milliseconds, or rows a second."""
+    value = _shown(row, row["seconds"])
     text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     return text if row["roofline"] is None else f"{text} ({100 * row['roofline']:.0f} %)"
+
+
+def _shown(row: dict[str, Any], seconds: float) -> float:
+    return row["items"] / seconds if row["items"] else 1000 * seconds  # type: ignore[no-any-return]
 
 
 def ratio(row: dict[str, Any]) -> str:
@@ -402,15 +418,16 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> bool:
         for name in dict.fromkeys(row["variant"] for row in own):
             curve = [row for row in own if row["variant"] == name]
             places = [row["point"][axis] for row in curve]
-            axes.plot(places, [1000 * row["seconds"] for row in curve], marker="o", label=name)
-            low, high = zip(*(row["seconds_quartiles"] for row in curve), strict=True)
-            axes.fill_between(places, [1000 * value for value in low], [1000 * value for value in high], alpha=0.15)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+            axes.plot(places, [_shown(row, row["seconds"]) for row in curve], marker="o", label=name)
+            low, high = ([_shown(row, row["seconds_quartiles"][end]) for row in curve] for end in (0, 1))
+            axes.fill_between(places, low, high, alpha=0.15)
+        if all(row["point"][axis] > 0 for row in own):
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
         axes.set_xticks(sorted({row["point"][axis] for row in own}))
         axes.get_xaxis().set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(axis)
-        axes.set_ylabel("ms")
+        axes.set_ylabel("rows/s" if own[0]["items"] else "ms")
         axes.set_title(", ".join(f"{key} {value}" for key, value in rest.items()), fontsize="medium")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="x-small")

@@ -103,7 +103,10 @@ class Lavis:
                 qkv_bias=True,
                 norm_layer=functools.partial(nn.LayerNorm, eps=config.layer_norm_eps),
             )
-            norm = self.file("blip2_models.blip2").LayerNorm(config.hidden_size, eps=stock.post_layernorm.eps)
+            # In float32 whatever the rest is cast to: it computes there.
+            in_float32 = {"_apply": lambda self, function, recurse=True: self}
+            own: Any = type("LayerNorm", (self.file("blip2_models.blip2").LayerNorm,), in_float32)
+            norm = own(config.hidden_size, eps=stock.post_layernorm.eps)
         norm.load_state_dict(stock.post_layernorm.state_dict(), assign=True)
         weights = {}
         for name, value in stock.state_dict().items():
@@ -145,7 +148,8 @@ class Lavis:
         model.Qformer.bert = self.qformer(stock.qformer)
         model.llm_model = self.language_model(stock.language_model)
         model.llm_proj, model.query_tokens = stock.language_projection, stock.query_tokens
-        model.qformer_text_input, model.max_txt_len, model.prompt = True, 128, ""
+        model.qformer_text_input, model.max_txt_len, model.max_output_txt_len = True, 128, 256
+        model.prompt = ""
         model.maybe_autocast = lambda dtype=None: nullcontext()
         return model.eval()
 

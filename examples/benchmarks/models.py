@@ -33,7 +33,7 @@ SIZES = {
 """`mid`: 4 layers of ViT-g and a LLaMA of 134M; `deep`: all 39 and one of 46M; `7b`: Vicuna-7B's shape; `tiny`: for a test."""
 
 
-def configuration(size: Size) -> dict[str, Any]:
+def configuration(size: Size, image_token: int = IMAGE_TOKEN) -> dict[str, Any]:
     """Vision tower and Q-Former of true widths (the Q-Former whole, 186M) but for `tiny`; no dropout."""
     vision: dict[str, Any] = {"num_hidden_layers": size.vision_layers, "initializer_range": 0.02}
     qformer: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -56,7 +56,7 @@ def configuration(size: Size) -> dict[str, Any]:
             "eos_token_id": 2,
         },
         "num_query_tokens": QUERIES,
-        "image_token_index": IMAGE_TOKEN,
+        "image_token_index": image_token,
     }
 
 

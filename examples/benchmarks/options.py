@@ -13,16 +13,21 @@ class Options:
 
     Args:
         device (`str`): ``cpu`` or ``cuda``.
+        size (`str`): Of the models, a name in `models.SIZES`.
         dtype (`str`): Precision of what is timed; results are compared in float32.
-        is_quick (`bool`): Whether a point or two of each curve will do.
         compile (`bool`): Whether compiled variants are timed.
         lavis (`Lavis`, *optional*): A clone of LAVIS's repository.
         questions (`tuple[int]`): How many questions an image.
     """
 
     device: str
+    size: str
     dtype: str
-    is_quick: bool
     compile: bool
     lavis: Lavis | None
     questions: tuple[int, ...] = (1, 2, 4, 8, 16)
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a point or two of each curve will do."""
+        return self.size == "tiny"

@@ -6,7 +6,7 @@
 
 Stock transformers and this package hold the same tensors of random weights. Every way of doing a piece of work is compared
 with the first one in float32 before any is timed; where one differs, the program ends with an error. The rest is in
-harness.py. A benchmark of a program of its own: frozen_training.py (training steps) and retrieval.py (searching).
+harness.py. frozen_training.py is a program too, for other settings; retrieval.py (searching) is one alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,18 @@ from options import Options
 from models import SIZES, build
 
 
-SUBJECTS = ("start_up", "loading", "fused", "qformer", "images", "questions", "generation", "ranking")
+SUBJECTS = (
+    "start_up",
+    "loading",
+    "fused",
+    "qformer",
+    "packing",
+    "images",
+    "questions",
+    "generation",
+    "ranking",
+    "frozen_training",
+)
 
 
 def main() -> None:
@@ -61,7 +72,7 @@ def main() -> None:
     lavis = Lavis(args.lavis) if args.lavis is not None else None
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
-    options = Options(args.device, args.dtype, args.size == "tiny", args.compile, lavis, tuple(args.questions))
+    options = Options(args.device, args.size, args.dtype, args.compile, lavis, tuple(args.questions))
     settings = Settings(args.device, args.dtype, args.rounds, args.seconds)
     if args.device == "cuda":
         settings.ceilings = cuda_ceilings(args.dtype)
@@ -73,18 +84,26 @@ def main() -> None:
         **surroundings(args.device),
         "rows": [],
         "missing": {},
+        "summaries": {},
     }
     pair = None
     for subject in args.subjects:
         if pair is None and subject in ("fused", "qformer", "images", "questions", "generation"):
             pair = build(SIZES[args.size], args.device)
-        for case in importlib.import_module(subject).cases(options, pair):
+        module = importlib.import_module(subject)
+        of_subject = []
+        for case in module.cases(options, pair):
             rows = as_json(measure(case, settings))
             content["rows"] += rows
+            of_subject += rows
             for variant, reason in case.missing.items():
                 content["missing"].setdefault(case.subject, {})[variant] = reason
             write_json(args.output / "results.json", content)
             print(f"\n{case.name}\n{table(rows)}", flush=True)
+        if of_subject and hasattr(module, "summary"):
+            content["summaries"][case.subject] = module.summary(of_subject)
+            write_json(args.output / "results.json", content)
+            print(f"\n{content['summaries'][case.subject]}", flush=True)
     (args.output / "tables.md").write_text(tables(content, args.output), encoding="utf-8")
     print(f"\n{args.output / 'tables.md'}")
 
@@ -94,6 +113,8 @@ def tables(content: dict[str, Any], folder: Path) -> str:
     parts = [f"`{content['command']}`, {content['date']}, {content['hardware']}, {content['versions']}"]
     for subject, rows in by_subject(content["rows"]):
         parts += [f"## {subject}", table(rows)]
+        if subject in content["summaries"]:
+            parts.append(content["summaries"][subject])
         if (peaks := memory_table(rows)) is not None:
             parts += ["Memory at the peak, beyond weights and inputs:", peaks]
         for variant, reason in content["missing"].get(subject, {}).items():
