@@ -106,7 +106,9 @@ def model_spec(kind: Kind, config: Any) -> ModelSpec:
 def by_first_names(tensors: Mapping[str, Named], spec: ModelSpec) -> dict[str, Named]:
     """The same, with weights that have several names under the first one, where only another one is there."""
     named = dict(tensors)
-    for name, first in spec.tied.items():
+    # The head last, whatever order a version of transformers has: what is called shared may have weights of its own there.
+    for name in sorted(spec.tied, key=spec.vocabulary.__contains__):
+        first = spec.tied[name]
         if name in named and first not in named:
             named[first] = named.pop(name)
     return named
