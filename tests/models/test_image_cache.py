@@ -273,6 +273,22 @@ def test_adapters_that_are_switched_are_seen(family):
         torch.testing.assert_close(adapted(**own).logits, adapted(**inputs).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_adapters_may_have_a_precision_of_their_own(family):
+    peft = pytest.importorskip("peft")
+    model = family_model(family).to(torch.bfloat16)
+    inputs, pixels, index = questions(model)
+    if model.config.is_encoder_decoder:
+        inputs["labels"] = labels_for("t5", inputs)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    targets = r".*(qformer.*\.(key|value)|language_projection|multi_modal_projector\.linear_\d)"
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False)).eval()
+    assert torch.float32 in {parameter.dtype for parameter in adapted.parameters()}
+    own = with_cache(model, inputs, pixels.bfloat16(), index)
+    torch.testing.assert_close(adapted(**own).logits, adapted(**inputs).logits, rtol=0, atol=0.5)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
@@ -343,18 +359,40 @@ def test_rows_bytes_and_joining(family):
         cache.select([3])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_another_precision():
-    model = our_model()
+def test_another_precision(family):
+    model = family_model(family)
     inputs, pixels, index = questions(model)
+    if model.config.is_encoder_decoder:
+        inputs["labels"] = labels_for("t5", inputs)
     own = with_cache(model, inputs, pixels, index)
     model.to(torch.bfloat16)
-    with pytest.raises(ValueError, match=r"is in torch.float32, the Q-Former in torch.bfloat16: image_cache.to"):
+    part = "Q-Former" if getattr(model, "reads_instruction", False) else "connector"
+    with pytest.raises(ValueError, match=rf"is in torch.float32, the {part} in torch.bfloat16: image_cache.to"):
         model(**own)
     moved = {**own, "image_cache": own["image_cache"].to("cpu", torch.bfloat16)}
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     torch.testing.assert_close(model(**moved).logits, model(**inputs).logits, rtol=0, atol=0.5)
     assert moved["image_cache"].nbytes * 2 == own["image_cache"].nbytes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_autocast(family):
+    """What it made belongs under it; under it a cache of the weights' precision may be read, too."""
+    model = family_model(family)
+    inputs, pixels, index = questions(model)
+    if model.config.is_encoder_decoder:
+        inputs["labels"] = labels_for("t5", inputs)
+    plain = with_cache(model, inputs, pixels, index)
+    with torch.autocast("cpu", torch.bfloat16):
+        own = with_cache(model, inputs, pixels, index)
+        expected = model(**inputs).logits
+        torch.testing.assert_close(model(**own).logits, expected, rtol=0, atol=0.5)
+        torch.testing.assert_close(model(**plain).logits, expected, rtol=0, atol=0.5)
+    with pytest.raises(ValueError, match=r"image_cache is in torch.bfloat16, the [-\w]+ in torch.float32"):
+        model(**own)
 
 
 def _changes():

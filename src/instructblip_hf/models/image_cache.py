@@ -210,6 +210,24 @@ class ImageCache:
             return False
         return self.origin is not None and weights_version(parts) == self.origin.connector_version
 
+    def check_precision(self, kept: torch.Tensor, part: nn.Module, name: str) -> None:
+        """Sees that something kept is in the precision in which a part would compute it now; under autocast in any.
+
+        Args:
+            kept (`torch.Tensor`): Keys, or features.
+            part (`nn.Module`): The linear layer that computes it; one that is quantised says nothing.
+            name (`str`): Of that part, for the message.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        weight = next(part.parameters())  # before those of adapters, whose precision does not count
+        differs = weight.is_floating_point() and kept.dtype != weight.dtype
+        if differs and not torch.is_autocast_enabled(weight.device.type):
+            raise ValueError(
+                f"image_cache is in {kept.dtype}, the {name} in {weight.dtype}: image_cache.to(dtype={weight.dtype})"
+            )
+
     def _is_of(self, model: Any) -> bool:
         origin = self.origin
         return origin is not None and (origin.tower(), origin.connector()) == parts_of(model)

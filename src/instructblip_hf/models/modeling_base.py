@@ -299,10 +299,17 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         """What a cache has for the prompt, or `None` where that has to be computed from its vision features."""
         if cache.features is None or self.training or not cache.still_holds(cache.features, self._connector_parts()):
             return None
+        cache.check_precision(cache.features, self._last_projection, "connector")
         if image_index is None:
             return cache.features
         index = check_image_index(image_index, len(cache))
         return cache.features.index_select(0, index.to(cache.features.device))
+
+    @property
+    def _last_projection(self) -> nn.Module:
+        """What makes the features that stand in the prompt."""
+        connector: nn.Module = getattr(self, self.image_side[-1])
+        return getattr(connector, "language_projection", connector)
 
     def _connector_parts(self) -> list[nn.Module | nn.Parameter]:
         own = [one for one in self._parameters.values() if one is not None]

@@ -277,13 +277,11 @@ class QFormerLanguageModel(VisionLanguageModel):
 
     def _kept_keys_and_values(self, cache: ImageCache) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
         """Keys and values of a cache, or `None` where they have to be computed from its features."""
-        if not cache.keys or not cache.still_holds(cache.keys[0], self.qformer.key_and_value_layers()):
+        layers = self.qformer.key_and_value_layers()
+        if not cache.keys or not cache.still_holds(cache.keys[0], layers):
             return None
-        device, dtype = self.query_tokens.device, self.qformer.dtype
-        if cache.keys[0].dtype != dtype and not torch.is_autocast_enabled(device.type):
-            raise ValueError(
-                f"image_cache is in {cache.keys[0].dtype}, the Q-Former in {dtype}: image_cache.to(dtype={dtype})"
-            )
+        cache.check_precision(cache.keys[0], layers[0], "Q-Former")
+        device = self.query_tokens.device
         return [(key.to(device), value.to(device)) for key, value in zip(cache.keys, cache.values)]
 
     def _instructions(self, images: int, frames: int) -> dict[str, Any]:
