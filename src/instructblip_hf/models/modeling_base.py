@@ -30,8 +30,15 @@ from .compiled_calls import CompiledCalls, compile_config_for
 from .connectors.shared_images import check_image_index
 from .image_cache import CacheOrigin, ImageCache, parts_of, weights_version
 from .language_models.adapter import build_language_model, run_language_model
-from .language_models.image_tokens import image_tokens, prompts_of_ids
-from .language_models.padded_prompts import DEFAULT_MAX_LENGTH, PaddedPrompt, StreamerWithoutPadding, length_multiple
+from .language_models.continuous_batching import (
+    ROWS_ON_CPU,
+    Request,
+    answer_requests,
+    checked_config,
+    requests_of,
+    sized_config,
+)
+from .language_models.padded_prompts import PaddedPrompt, StreamerWithoutPadding, length_multiple
 from .language_models.shared_prefill import prompts_read_once
 from .model_part import value_or_default
 from .ranking import RankingOutput, rank_continuations
@@ -479,75 +486,88 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
         return outputs
 
     @torch.no_grad()
-    def generate_batch(  # type: ignore[override]
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        continuous_batching_config: Any = None,
-        max_new_tokens: int | None = None,
-        **images: Any,
-    ) -> list[Any]:
-        """Continuous batching by transformers' own: a row that has ended makes room for the next one.
-
-        For many requests at once, of prompts and answers of any lengths. Images are encoded together first.
+    def encode_requests(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **images: Any
+    ) -> list[Request]:
+        """Prompts with their images, for ``generate_batch``: collected batch by batch, so that pixels, and what is computed of
+        them on the way, are there for one batch at a time.
 
         Args:
             input_ids (`torch.LongTensor`): Shape (requests, tokens), as the processor makes them.
             attention_mask (`torch.Tensor`, *optional*): Shape (requests, tokens); by default all ones.
+            images: As in ``get_image_features``.
+
+        Returns:
+            `list[Request]`: One a row.
+
+        Raises:
+            ValueError: As in ``forward``.
+        """
+        _, inputs_embeds = self.embed_prompt(input_ids=input_ids, **images)
+        return requests_of(input_ids, attention_mask, inputs_embeds, self.config.image_token_id)
+
+    @torch.no_grad()
+    def generate_batch(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        continuous_batching_config: Any = None,
+        max_new_tokens: int | None = None,
+        requests: Sequence[Request] | None = None,
+        rows_at_once: int | None = None,
+        **images: Any,
+    ) -> list[Any]:
+        """Continuous batching by transformers' own: a row that has ended makes room for the next one.
+
+        For many requests at once, of prompts and answers of any lengths. Images are encoded together first, or before, by
+        ``encode_requests``.
+
+        Args:
+            input_ids (`torch.LongTensor`, *optional*): Shape (requests, tokens), as the processor makes them.
+            attention_mask (`torch.Tensor`, *optional*): Shape (requests, tokens); by default all ones.
             generation_config (`GenerationConfig`, *optional*): By default the model's.
             continuous_batching_config (`ContinuousBatchingConfig`, *optional*):
-                Of transformers; by default it takes most of the memory of the device that is free.
+                Of transformers; by default a cache for ``rows_at_once``, and without these too one that takes most of the
+                memory of an accelerator that is free.
             max_new_tokens (`int`, *optional*):
                 In place of the configuration's; where neither says it 20, as in ``generate``.
-            images: As in ``get_image_features``.
+            requests (`Sequence[Request]`, *optional*): Of ``encode_requests``, in place of ``input_ids`` and images.
+            rows_at_once (`int`, *optional*): Requests in the language model at the same time; by default 8 on a CPU.
+            images: As in ``get_image_features``; ``image_cache`` and ``image_index`` too.
 
         Returns:
             `list[GenerationOutput]`: One a request, in order; ``generated_tokens`` are the answer's.
 
         Raises:
-            ValueError: For an encoder-decoder, several beams or samples, a penalty that reads the prompt, or a length that
-                counts it.
+            ValueError: For an encoder-decoder, several beams or samples, an option that reads what was written before, a
+                length that counts the prompt, autocast, or arguments that do not go together.
             RuntimeError: If transformers gives no answer to a request.
         """
-        config = copy.deepcopy(generation_config or self.generation_config)
-        if max_new_tokens is not None:
-            config.max_new_tokens = max_new_tokens
-        if config.max_new_tokens is None:
-            if config.max_length not in (None, DEFAULT_MAX_LENGTH):
-                raise ValueError(f"max_length is {config.max_length} and counts the prompt: give max_new_tokens")
-            # transformers' continuous batching would go on for as long as there is memory.
-            config.max_new_tokens = DEFAULT_MAX_LENGTH
-        if self.config.is_encoder_decoder:
-            raise ValueError("transformers' continuous batching is for causal language models: use generate")
-        allowed = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-        for name, value in allowed.items():
-            if getattr(config, name, None) not in (None, value):
-                raise ValueError(f"{name} is {getattr(config, name)}; generate_batch takes {value}: use generate")
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        _, inputs_embeds = self.embed_prompt(input_ids=input_ids, **images)
-        is_image = input_ids == self.config.image_token_id
-        words: Any = self.get_input_embeddings()
-        first_id = max(words.weight.shape[0], self.config.image_token_id + 1)
-        prompts = prompts_of_ids(input_ids, attention_mask, is_image, first_id)
-        language_model: Any = self.language_model
-        attention = language_model.config._attn_implementation
-        try:
-            with image_tokens(language_model, inputs_embeds[is_image], first_id):
-                outputs = language_model.generate_batch(
-                    prompts,
-                    generation_config=config,
-                    continuous_batching_config=continuous_batching_config,
-                    warmup=False,
-                )
-        finally:
-            # It changes the attention to its own.
-            language_model.set_attn_implementation(attention)
-        answers = [outputs[name] for name in sorted(outputs, key=lambda name: int(name.rpartition("_")[2]))]
-        if len(answers) != len(prompts):
-            raise RuntimeError(f"{len(prompts) - len(answers)} of {len(prompts)} requests got no answer")
-        return answers
+        config = checked_config(
+            generation_config or self.generation_config, max_new_tokens, self.config.is_encoder_decoder
+        )
+        if (input_ids is None) == (requests is None):
+            raise ValueError("give one of input_ids and requests")
+        if requests is not None and images:
+            raise ValueError(f"requests have their images already: {', '.join(images)} cannot come beside them")
+        if rows_at_once is not None and continuous_batching_config is not None:
+            raise ValueError(
+                "give one of rows_at_once and continuous_batching_config, which has max_requests_per_batch"
+            )
+        if rows_at_once is not None and rows_at_once < 1:
+            raise ValueError(f"rows_at_once is {rows_at_once}; it must be at least 1")
+        if input_ids is not None:
+            requests = self.encode_requests(input_ids, attention_mask, **images)
+        if continuous_batching_config is None and rows_at_once is None and self.device.type == "cpu":
+            rows_at_once = ROWS_ON_CPU
+        if rows_at_once is not None and requests:
+            continuous_batching_config = sized_config(
+                requests, config.max_new_tokens, rows_at_once, self.language_model
+            )
+        return answer_requests(
+            self.language_model, requests or [], config, continuous_batching_config, self.config.image_token_id
+        )
 
     # --- ranking --------------------------------------------------------------------------------------------------
 
