@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from instructblip_hf.evaluation.answering import TaskModel, distinct_answers
 from instructblip_hf.evaluation.lmms_eval import TASKS_FOLDER
 from instructblip_hf.evaluation.scoring import score
 from instructblip_hf.evaluation.tasks import TASKS
+from instructblip_hf.models.recent_images import RecentImages
 from official_formats import write_dataset, write_json, write_jsonl
 from tiny_models import IMAGE_SIZE, NUM_QUERY_TOKENS, config_dict, randomise
 from tiny_tokenizers import language_tokenizer, qformer_tokenizer
@@ -618,6 +620,35 @@ def test_mean_in_place_of_the_sum(checkpoints, lm):
     tokens = len(lm.processor.encode_candidates(["a blue cat"])[0])
     assert tokens > 1
     assert pairs(model, asked)[0][0] == pytest.approx(pairs(lm, asked)[0][0] / tokens)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_an_image_is_encoded_once_for_neighbouring_questions(checkpoints, kind):
+    """Four questions on each of four images, two of which are kept, and one without an image: answers are as without."""
+    model = get_model("instructblip_hf")(pretrained=checkpoints[kind], batch_size=2)
+    model.task_dict = {"made": {"test": [*([noise(row // 4)] for row in range(16)), []]}}
+    generated = [
+        request("generate_until", f"{PROMPTS[row % 4]} {'big ' * (5 * row % 7)}", {"max_new_tokens": 5}, doc_id=row)
+        for row in range(17)
+    ]
+    scored = [request("loglikelihood", PROMPTS[-row % 4], " a blue cat", doc_id=row) for row in range(17)]
+    encoded = []
+    model.model.vision_model.register_forward_pre_hook(
+        lambda module, arguments, options: encoded.append(len({**options, "": arguments}["pixel_values"])),
+        with_kwargs=True,
+    )
+    one = model.model.encode_images(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+    found = []
+    for recent in (RecentImages(model.model, model.processor, most_bytes=2 * one.nbytes), None):
+        for ask, requests in ((model.generate_until, generated), (partial(pairs, model), scored)):
+            model.recent = recent
+            encoded.clear()
+            found.append(ask(requests))
+            assert sum(encoded) == (4 if recent is not None else 16)
+    assert found[0] == found[2]
+    assert len(set(found[0])) > 4
+    assert [loss for loss, _ in found[1]] == pytest.approx([loss for loss, _ in found[3]], abs=1e-5)
+    assert [is_greedy for _, is_greedy in found[1]] == [is_greedy for _, is_greedy in found[3]]
 
 
 def test_a_broken_document_is_named(lm):
