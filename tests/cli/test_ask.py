@@ -65,6 +65,27 @@ def test_caption(run, images, checkpoint):
     assert lines == [f"{image}: {expected(checkpoint, image, 'Describe the image.', 2)}" for image in images]
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "seq2seq_checkpoint"])
+@pytest.mark.parametrize(
+    "command", [("ask", "a.png", "-q", "what color is it ?", "-q", "where ?"), ("caption", "a.png")]
+)
+def test_a_cache_of_fixed_size(run, images, kind, command, request, monkeypatch):
+    given = []
+    arguments = (*command, "-m", request.getfixturevalue(kind), "--max-new-tokens", 3, "--num-beams", 2)
+    plain = run(*arguments)
+    generate = InstructBlipForConditionalGeneration.generate
+
+    def noting(self, **options):
+        given.append(options.get("cache_implementation"))
+        return generate(self, **options)
+
+    monkeypatch.setattr(InstructBlipForConditionalGeneration, "generate", noting)
+    result = run(*arguments, "--cache-implementation", "static")
+    assert (plain.exit_code, result.exit_code) == (0, 0), result.output
+    assert result.stdout == plain.stdout
+    assert given == ["static"]
+
+
 def test_the_default_model_says_what_it_is(run, images, tiny_bundle):
     result = run("ask", "a.png", "what ?", "--max-new-tokens", 1)
     assert result.exit_code == 0, result.output

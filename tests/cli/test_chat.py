@@ -46,6 +46,25 @@ def test_piped_questions_are_one_conversation(run, images, kind, request):
     assert "/forget" in result.stderr
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "seq2seq_checkpoint"])
+def test_a_cache_of_fixed_size(run, images, kind, request, monkeypatch):
+    folder, given = request.getfixturevalue(kind), []
+    generate = InstructBlipForConditionalGeneration.generate
+
+    def noting(self, **options):
+        given.append(options.get("cache_implementation"))
+        return generate(self, **options)
+
+    monkeypatch.setattr(InstructBlipForConditionalGeneration, "generate", noting)
+    arguments = ("chat", "a.png", "-m", folder, "--max-new-tokens", 3)
+    outputs = [
+        run(*arguments, *more, input="what ?\nwhere ?").stdout for more in ((), ("--cache-implementation", "static"))
+    ]
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0].splitlines()) == 2
+    assert given == [None] * 2 + ["static"] * 2
+
+
 def test_the_bundled_model_leans_on_earlier_turns(run):
     scene = os.path.join(os.path.dirname(__file__), "../../examples/scene.png")
     result = run("chat", scene, input="what color is the circle?\nand where is it?\n")
@@ -72,6 +91,7 @@ def test_other_families_talk_too(run, images, tmp_path, family):
         (["a.png"], "what <image> ?\nwhat ?", "1 image parts that hold no image"),
         (["a.png"], "what " * 300 + "\nwhat ?", "begin anew"),
         (["a.png", "--top-p", "0"], "", "top_p must be above 0"),
+        (["a.png", "--cache-implementation", "paged"], "", "'paged' is none of dynamic, offloaded, static"),
         (["a.png", "-m", "blip2-shapes-tiny"], "", "which compares images and texts"),
     ],
 )

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import instructblip_hf.cli.launching as launching
+from instructblip_hf import InstructBlipForConditionalGeneration
 from instructblip_hf.cli.evaluate import task_names
 from instructblip_hf.evaluation.published import ZERO_SHOT
 from instructblip_hf.evaluation.tasks import LLAVA_TASKS, TASKS
@@ -55,6 +56,37 @@ def test_options_reach_the_run(run, checkpoint, data, tmp_path):
     assert one["decoding"]["length_penalty"] == [1.5, 1.5]
 
 
+GREEDY = ("repetition_penalty=1", "min_new_tokens=0", "max_new_tokens=4")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--continuous-batching", "--batching-window", 3, "--batch-size", 2), ("--cache-implementation", "static")],
+)
+def test_ways_to_generate_change_no_answer(run, checkpoint, data, tmp_path, options, monkeypatch):
+    given = []
+
+    def noting(original):
+        def called(self, *arguments, **options):
+            given.append((original.__name__, options.get("cache_implementation"), options.get("rows_at_once")))
+            return original(self, *arguments, **options)
+
+        return called
+
+    for name in ("generate", "generate_batch"):
+        original = getattr(InstructBlipForConditionalGeneration, name)
+        monkeypatch.setattr(InstructBlipForConditionalGeneration, name, noting(original))
+    greedy = [one for setting in GREEDY for one in ("--decoding", setting)]
+    files = []
+    for place, more in enumerate(((), options)):
+        result = run(*arguments(checkpoint, data, tmp_path / str(place), "gqa", *greedy, *more))
+        assert result.exit_code == 0, result.output
+        files.append((tmp_path / str(place) / "out" / "gqa" / "predictions.jsonl").read_bytes())
+    assert files[0] == files[1]
+    assert given[0] == ("generate", None, None)
+    assert given[-1] == (("generate_batch", None, 2) if len(options) > 2 else ("generate", "static", None))
+
+
 def test_groups_of_tasks():
     held_out = {name for row in ZERO_SHOT.values() for name in row}
     assert set(task_names("held-out")) == held_out
@@ -72,6 +104,9 @@ def test_groups_of_tasks():
         (["--root", "gqa"], "--root: 'gqa' is not of the form KEY=VALUE"),
         (["--decoding", "num_beams=many"], "num_beams is 'many'; it must be a number"),
         (["--decoding", "beams=2"], "decoding has 'beams'; allowed are max_new_tokens"),
+        (["--cache-implementation", "paged"], "--cache-implementation: 'paged' is none of dynamic, offloaded, static"),
+        (["--continuous-batching"], "takes repetition_penalty=1.0, min_new_tokens=0; the decoding of gqa has"),
+        (["--continuous-batching", "--tasks", "scienceqa"], "the task of scienceqa ranks its candidates"),
         (["--compare-with", "GPT"], "has no model 'GPT'; it has BLIP-2"),
         (["--tasks", "vsr"], "with the files of vsr"),
     ],

@@ -96,6 +96,8 @@ def test_a_trainer_that_cannot_is_refused(gqa_root, tmp_path):
     trainer = trainer_for(tiny_model(), arguments(tmp_path))
     with pytest.raises(FileNotFoundError, match="files of vsr"):
         EvaluationCallback(trainer, ["gqa", "vsr"], gqa_root)
+    with pytest.raises(ValueError, match="continuous_batching runs in a thread of its own"):
+        EvaluationCallback(trainer, ["gqa"], gqa_root, EvaluationOptions(continuous_batching=True))
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="spread over processes"):
         EvaluationCallback(trainer, ["gqa"], gqa_root)

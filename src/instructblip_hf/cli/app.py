@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..constants import CACHES
 from .data import data_app
 from .errors import fail
 from .evaluate_scienceqa import evaluate_scienceqa
@@ -37,6 +38,21 @@ IndexDtype = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 NumBeams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
+
+
+def _known_cache(name: str | None) -> str | None:
+    if name not in (None, *CACHES):
+        fail(f"--cache-implementation: {name!r} is none of {', '.join(CACHES)}")
+    return name
+
+
+CacheImplementation = Annotated[
+    str | None,
+    typer.Option(
+        callback=_known_cache,
+        help="static: a cache of fixed size, with which an accelerator compiles the steps; or another of transformers'.",
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -90,6 +106,7 @@ def ask(
     as_json: AsJson = False,
     max_new_tokens: MaxNewTokens = 64,
     num_beams: NumBeams = 1,
+    cache_implementation: CacheImplementation = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -97,6 +114,8 @@ def ask(
     from .ask import run_ask
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    if cache_implementation is not None:
+        options["cache_implementation"] = cache_implementation
     run_ask(arguments, question or [], together, model, as_json, device, dtype, options)
 
 
@@ -123,6 +142,7 @@ def chat(
         int | None, typer.Option(min=1, max=65535, help="With --web: by default the first free one from 7860.")
     ] = None,
     browser: Annotated[bool, typer.Option("--browser", help="With --web: open it.")] = False,
+    cache_implementation: CacheImplementation = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -131,6 +151,7 @@ def chat(
     from .chat_page import run_page
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    options["cache_implementation"] = cache_implementation
     if web:
         run_page(image, model, device, dtype, options, host, port, browser)
     else:
@@ -145,6 +166,7 @@ def caption(
     as_json: AsJson = False,
     max_new_tokens: MaxNewTokens = 64,
     num_beams: NumBeams = 1,
+    cache_implementation: CacheImplementation = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -152,6 +174,8 @@ def caption(
     from .ask import run_caption
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    if cache_implementation is not None:
+        options["cache_implementation"] = cache_implementation
     run_caption(images, prompt, model, as_json, device, dtype, options)
 
 
@@ -222,6 +246,14 @@ def evaluate(
     ] = None,
     finetuned: Annotated[bool, typer.Option("--finetuned", help="Compare with table 3 in place of table 1.")] = False,
     seed: Annotated[int, typer.Option(help="Set before each task.")] = 42,
+    continuous_batching: Annotated[
+        bool,
+        typer.Option("--continuous-batching", help="Generate in transformers' way for many requests: no padding."),
+    ] = False,
+    batching_window: Annotated[
+        int, typer.Option(min=1, help="With --continuous-batching: batches that are handed over together.")
+    ] = 16,
+    cache_implementation: CacheImplementation = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Start so many processes, each with its share of the rows.")
     ] = None,
@@ -247,6 +279,9 @@ def evaluate(
             "compare_with": compare_with,
             "finetuned": finetuned,
             "seed": seed,
+            "continuous_batching": continuous_batching,
+            "batching_window": batching_window,
+            "cache_implementation": cache_implementation,
         }
         pairs = {"decoding": decoding or [], "roots": roots or [], "image_roots": image_roots or []}
         run_evaluate(tasks, data_root, output, model, device, dtype, options, pairs)

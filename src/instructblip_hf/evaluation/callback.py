@@ -28,7 +28,8 @@ class EvaluationCallback(TrainerCallback):
         options (`EvaluationOptions`, *optional*): Batch size, decoding, and how many rows of each split.
 
     Raises:
-        ValueError: If the trainer has no processor, or shards its weights over processes, so that none can generate.
+        ValueError: If the trainer has no processor, or shards its weights over processes, so that none can generate; or for
+            continuous batching.
         FileNotFoundError: If files of a dataset are missing.
 
     Example:
@@ -50,6 +51,10 @@ class EvaluationCallback(TrainerCallback):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError(
                 "weights that are spread over processes cannot generate; evaluate saved checkpoints instead"
+            )
+        if options is not None and options.continuous_batching:
+            raise ValueError(
+                "continuous_batching runs in a thread of its own, which a training's autocast does not reach; leave it out"
             )
         self.trainer, self.data_root = trainer, data_root
         self.tasks = dict(tasks) if isinstance(tasks, Mapping) else {name: eval_task(name) for name in tasks}

@@ -24,7 +24,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from ..constants import WAIT
+from ..constants import CACHES, WAIT
 from ..data.catalog import split_spec
 from ..data.schema import Example
 from ..data.sources.datasets import CatalogDataset
@@ -62,6 +62,11 @@ class EvaluationOptions:
         finetuned (`bool`, *optional*, defaults to `False`): Compare with table 3 in place of table 1.
         seed (`int`, *optional*, defaults to 42): Set before each task.
         progress (`bool`, *optional*, defaults to `True`): Whether there is a progress bar.
+        continuous_batching (`bool`, *optional*, defaults to `False`): Whether transformers' continuous batching generates
+            the answers: a row that has ended makes room for the next one.
+        batching_window (`int`, *optional*, defaults to 16): With it: so many batches are handed over together, and answered
+            before the next ones are read.
+        cache_implementation (`str`, *optional*): Of `generate`; one of `CACHES`.
     """
 
     batch_size: int = 8
@@ -75,12 +80,22 @@ class EvaluationOptions:
     finetuned: bool = False
     seed: int = 42
     progress: bool = True
+    continuous_batching: bool = False
+    batching_window: int = 16
+    cache_implementation: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "limit"):
+        for name in ("batch_size", "limit", "batching_window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.cache_implementation not in (None, *CACHES):
+            raise ValueError(f"cache_implementation is {self.cache_implementation!r}; allowed are {', '.join(CACHES)}")
+        if self.continuous_batching and self.cache_implementation is not None:
+            raise ValueError(
+                f"cache_implementation is {self.cache_implementation!r}, and continuous batching has a cache of its own: "
+                "choose one of them"
+            )
         allowed = [part.name for part in fields(Decoding)]
         for name in self.decoding or {}:
             if name not in allowed:
@@ -89,6 +104,11 @@ class EvaluationOptions:
     def changed(self, task: EvalTask) -> EvalTask:
         """The task as these options have it."""
         return task if self.prompt is None else replace(task, prompt=self.prompt, without={})
+
+    @property
+    def rows_together(self) -> int:
+        """Rows that are handed to the model, and written, together."""
+        return self.batch_size * (self.batching_window if self.continuous_batching else 1)
 
     def decoding_of(self, task: EvalTask) -> Decoding:
         """The decoding settings of a task."""
@@ -202,7 +222,17 @@ class _Job:
             train_answers = distinct_answers(open_split(task, data_root, options, "train"))
         # Always as many, so that answers do not depend on what was asked before, as where a run goes on.
         images_at_once = 1 if model.device.type == "cpu" else options.batch_size
-        answerer = TaskModel(model, processor, task, decoding, train_answers, images_at_once)
+        rows_at_once = options.batch_size if options.continuous_batching else None
+        answerer = TaskModel(
+            model,
+            processor,
+            task,
+            decoding,
+            train_answers,
+            images_at_once,
+            rows_at_once,
+            options.cache_implementation,
+        )
         return cls(name, task, dataset, answerer, decoding, ids_of(dataset, options.limit))
 
     def settings(self) -> dict[str, Any]:
@@ -248,7 +278,7 @@ def _run(
         folder.claim({**job.settings(), "rows": job.digest()})
     processes.wait_for_everyone()
     answered = folder.read()
-    batches = unanswered(job.ids, answered, options.batch_size, processes.process_index, processes.num_processes)
+    batches = unanswered(job.ids, answered, options.rows_together, processes.process_index, processes.num_processes)
     processes.wait_for_everyone()  # nobody writes before all have read
     with _seeded(options.seed):
         _answer(job, list(batches), folder, options.progress and processes.is_main_process)
@@ -262,6 +292,8 @@ def _run(
     result["seconds"] = round(time.monotonic() - begin, 1)
     result["run"] = {
         "batch_size": options.batch_size,
+        "continuous_batching": options.continuous_batching,
+        "cache_implementation": options.cache_implementation,
         "processes": processes.num_processes,
         "device": str(job.answerer.model.device),
         "seed": options.seed,
