@@ -53,6 +53,17 @@ def test_a_first_stage_of_tower_and_bert(parts):
     assert all(torch.equal(value, tower[name]) for name, value in model.vision_model.state_dict().items())
 
 
+def test_a_tower_without_an_image_processor_is_said(parts, tmp_path, caplog):
+    vision = tmp_path / "vision"
+    tiny_model().vision_model.save_pretrained(vision)
+    _, processor = compose(PartsArguments(vision=str(vision), bert=str(parts["bert"])), torch.float32)
+    assert processor.image_processor.size == {"height": 56, "width": 56}
+    expected = (
+        f"no image processor was found for the vision tower {vision}, images are resized to 56 x 56 and normalised"
+    )
+    assert expected in caplog.text
+
+
 def test_a_second_stage_says_what_it_took(parts, caplog):
     with caplog.at_level(logging.INFO):
         model, processor = compose(

@@ -149,7 +149,7 @@ def _language_model_of(source: str, dtype: Any) -> tuple[Any, Any]:
 
 
 def _image_processor_of(source: str, vision: Any) -> Any:
-    """The vision tower's own, or where it comes without one that of BLIP-2 for images of its size."""
+    """The vision tower's own, or where it comes without one, which is logged, that of BLIP-2 for images of its size."""
     # Models of this package first: early 5.x wants torchvision for AutoImageProcessor, theirs need none.
     if PreTrainedConfig.get_config_dict(source)[0].get("model_type") in FAMILIES:
         return family_of(source)[0].processor_class.from_pretrained(source).image_processor
@@ -157,9 +157,17 @@ def _image_processor_of(source: str, vision: Any) -> Any:
 
     try:
         return AutoImageProcessor.from_pretrained(source)
-    except OSError:
+    except OSError as error:
         size = vision.config.image_size
         height, width = (size, size) if isinstance(size, int) else size
+        logger.warning(
+            "no image processor was found for the vision tower %s, images are resized to %d x %d and normalised with the mean "
+            "and deviation of CLIP; if it was trained with others, put its preprocessor_config.json beside it (%s)",
+            source,
+            height,
+            width,
+            str(error).partition("\n")[0],
+        )
         return BlipImageProcessorPil(size={"height": height, "width": width})
 
 
