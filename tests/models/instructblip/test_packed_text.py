@@ -176,7 +176,7 @@ def test_which_batches_are_packed(monkeypatch):
     for mask in (mask_of(6, 6, 6), without_query, mask_of(9, 1)[:, None, None], mask_of(9, 1).to("meta")):
         assert PackedText.of(mask, 4, states) is None
     monkeypatch.undo()
-    # By the share of padding, 0.045 at this width: 2 of 56 tokens are less, 4 are more.
+    # By the share of padding, 0.0375 at this width: 2 of 56 tokens are less, 4 are more.
     wide = torch.zeros(2, 28, 2000)
     assert PackedText.of(mask_of(24, 22), 4, wide) is None
     assert PackedText.of(mask_of(24, 20), 4, wide) is not None

@@ -17,7 +17,7 @@ def least_padding(hidden_size: int) -> float:
     Fitted to measurements on a CPU: what is saved grows with the square of the width, the copies that
     packing takes with the width.
     """
-    return 0.03 + 30 / hidden_size
+    return 0.03 + 15 / hidden_size
 
 
 @dataclass(frozen=True)
