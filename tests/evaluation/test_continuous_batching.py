@@ -124,7 +124,7 @@ def test_what_it_cannot_answer_is_refused_before_anything_is_asked(gqa_root, dat
         ValueError, match="the task of vsr ranks its candidates; continuous batching is for tasks that"
     ):
         run(data_root, tmp_path, model, ["gqa", "vsr"], **TOGETHER)
-    with pytest.raises(ValueError, match="continuous batching is for causal language models"):
+    with pytest.raises(ValueError, match="transformers' continuous batching is for causal language models"):
         run(gqa_root, tmp_path, tiny_model("seq2seq").eval(), **TOGETHER)
     processor = tiny_processor()
     monkeypatch.setattr(type(processor), "stop_strings", ["###"])

@@ -5,19 +5,24 @@ import threading
 
 import pytest
 import torch
+import transformers
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 import tiny_models
+from instructblip_hf import InstructBlipConfig, InstructBlipForConditionalGeneration
 from instructblip_hf.models.language_models.continuous_batching import sized_config
 
 
 SMALL = {"num_blocks": 16, "max_batch_tokens": 48, "use_cuda_graph": False}
 
 
-@pytest.mark.parametrize("family", ["our_model", "our_blip_2", "our_llava"])
-def test_answers_are_those_of_generate(family):
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("our_model", "llama"), ("our_blip_2", "llama"), ("our_llava", "llama"), ("our_blip_2", "opt")],
+)
+def test_answers_are_those_of_generate(family, kind):
     """Rows of one, two and no images, more tokens than one pass takes, padding on the left."""
-    model = getattr(tiny_models, family)("llama")
+    model = getattr(tiny_models, family)(kind)
     inputs = tiny_models.batch(
         images_per_row=(1, 2, 0, 1), text_lengths=(6, 3, 9, 20), instruction_lengths=(7, 4, 2, 5)
     )
@@ -206,6 +211,17 @@ def test_arguments_that_do_not_go_together():
 def test_what_it_does_not_take():
     with pytest.raises(ValueError, match="for causal language models"):
         tiny_models.our_model("t5").generate_batch(**tiny_models.batch())
+    mpt = transformers.MptConfig(vocab_size=100, d_model=32, n_heads=2, n_layers=1, max_seq_len=64)
+    gemma = transformers.Gemma2Config(
+        vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16
+    )
+    for text, message in (
+        (mpt, "MptForCausalLM has an attention of its own, which continuous batching does not reach"),
+        (gemma, "Gemma2ForCausalLM caps the scores of its attention"),
+    ):
+        config = InstructBlipConfig(**{**tiny_models.config_dict("llama"), "text_config": text.to_dict()})
+        with pytest.raises(ValueError, match=message):
+            InstructBlipForConditionalGeneration(config).generate_batch(**tiny_models.batch())
     model = tiny_models.our_model("llama")
     model.generation_config.num_beams = 5
     with pytest.raises(ValueError, match="num_beams is 5; generate_batch takes 1"):

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from ..data.schema import Example
 from ..data.sources.datasets import open_images
 from ..models.language_models.adapter import padding_side
-from ..models.language_models.continuous_batching import not_taken
+from ..models.language_models.continuous_batching import check_language_model, not_taken
 from ..models.ranking import label_scores
 from ..models.recent_images import RecentImages
 from .prompts import candidates_of, prompt_of
@@ -131,8 +131,7 @@ class TaskModel:
             raise ValueError(
                 f"the task of {name} ranks its candidates; continuous batching is for tasks that generate"
             )
-        if self.is_encoder_decoder:
-            raise ValueError("continuous batching is for causal language models; this one is an encoder-decoder")
+        check_language_model(self.model.language_model)
         if self.processor.stop_strings:
             raise ValueError(
                 f"the chat template ends answers with the text {self.processor.stop_strings[0]!r}, which continuous "

@@ -34,6 +34,7 @@ from .language_models.continuous_batching import (
     ROWS_ON_CPU,
     Request,
     answer_requests,
+    check_language_model,
     checked_config,
     requests_of,
     sized_config,
@@ -540,13 +541,13 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             `list[GenerationOutput]`: One a request, in order; ``generated_tokens`` are the answer's.
 
         Raises:
-            ValueError: For an encoder-decoder, several beams or samples, an option that reads what was written before, a
-                length that counts the prompt, autocast, or arguments that do not go together.
+            ValueError: For an encoder-decoder, a language model with an attention of its own, several beams or samples, an
+                option that reads what was written before, a length that counts the prompt, autocast, or arguments that do
+                not go together.
             RuntimeError: If transformers gives no answer to a request.
         """
-        config = checked_config(
-            generation_config or self.generation_config, max_new_tokens, self.config.is_encoder_decoder
-        )
+        check_language_model(self.language_model)
+        config = checked_config(generation_config or self.generation_config, max_new_tokens)
         if (input_ids is None) == (requests is None):
             raise ValueError("give one of input_ids and requests")
         if requests is not None and images:

@@ -96,12 +96,30 @@ def not_taken(config: GenerationConfig) -> dict[str, tuple[Any, Any]]:
     return {name: (own, value) for name, (own, value) in found.items() if own not in (None, value)}
 
 
-def checked_config(config: GenerationConfig, max_new_tokens: int | None, is_encoder_decoder: bool) -> GenerationConfig:
+def check_language_model(language_model: Any) -> None:
+    """Refuses language models whose attention is not the one that continuous batching computes.
+
+    Raises:
+        ValueError: For an encoder-decoder, attention that is the model's own (MPT, BLOOM), or scores that are capped (Gemma 2).
+    """
+    config, name = language_model.config, type(language_model).__name__
+    if config.is_encoder_decoder:
+        raise ValueError("transformers' continuous batching is for causal language models: use generate")
+    if not getattr(language_model, "_supports_attention_backend", False):
+        raise ValueError(f"{name} has an attention of its own, which continuous batching does not reach: use generate")
+    is_flash = "flash" in str(config._attn_implementation)
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None and not is_flash:
+        raise ValueError(
+            f"{name} caps the scores of its attention, which continuous batching does with FlashAttention alone: load it "
+            "with attn_implementation='flash_attention_2', or use generate"
+        )
+
+
+def checked_config(config: GenerationConfig, max_new_tokens: int | None) -> GenerationConfig:
     """A copy of a configuration for continuous batching, which says how long answers are.
 
     Raises:
-        ValueError: For an encoder-decoder, an option that continuous batching does not do, or a length that counts the
-            prompt.
+        ValueError: For an option that continuous batching does not do, or a length that counts the prompt.
     """
     config = copy.deepcopy(config)
     if max_new_tokens is not None:
@@ -111,8 +129,6 @@ def checked_config(config: GenerationConfig, max_new_tokens: int | None, is_enco
             raise ValueError(f"max_length is {config.max_length} and counts the prompt: give max_new_tokens")
         # transformers' continuous batching would go on for as long as there is memory.
         config.max_new_tokens = DEFAULT_MAX_LENGTH
-    if is_encoder_decoder:
-        raise ValueError("transformers' continuous batching is for causal language models: use generate")
     for name, (value, taken) in not_taken(config).items():
         raise ValueError(f"{name} is {value}; generate_batch takes {taken}: use generate")
     return config
@@ -278,6 +294,7 @@ __all__ = [
     "EmbeddingWithImages",
     "Request",
     "answer_requests",
+    "check_language_model",
     "checked_config",
     "image_tokens",
     "not_taken",
