@@ -46,6 +46,7 @@ SUBJECTS = (
     "images",
     "questions",
     "generation",
+    "many_requests",
     "ranking",
     "frozen_training",
 )
@@ -88,7 +89,7 @@ def main() -> None:
     }
     pair = None
     for subject in args.subjects:
-        if pair is None and subject in ("fused", "qformer", "images", "questions", "generation"):
+        if pair is None and subject in ("fused", "qformer", "images", "questions", "generation", "many_requests"):
             pair = build(SIZES[args.size], args.device)
         module = importlib.import_module(subject)
         of_subject = []
