@@ -155,8 +155,13 @@ def test_who_fails_and_who_stops_leaves_no_thread_behind(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(f"{manager}.get_result", interrupted)
+        passes = []
+        handle = model.language_model.model.norm.register_forward_pre_hook(lambda *arguments: passes.append(1))
+        model.generation_config.eos_token_id = None
         with pytest.raises(KeyboardInterrupt):
             model.generate_batch(**inputs, max_new_tokens=100)
+        handle.remove()
+    assert len(passes) < 50  # it does not answer the rest first
     assert [thread.name for thread in threading.enumerate() if "_run_generation_loop" in thread.name] == []
     assert model.get_input_embeddings() is words
     assert len(model.generate_batch(**inputs, max_new_tokens=2)) == 12
