@@ -18,6 +18,7 @@ class Options:
         compile (`bool`): Whether compiled variants are timed.
         lavis (`Lavis`, *optional*): A clone of LAVIS's repository.
         questions (`tuple[int]`): How many questions an image.
+        candidates (`tuple[int]`): How many candidates are ranked.
     """
 
     device: str
@@ -26,6 +27,7 @@ class Options:
     compile: bool
     lavis: Lavis | None
     questions: tuple[int, ...] = (1, 2, 4, 8, 16)
+    candidates: tuple[int, ...] = (2, 20, 100, 1000)
 
     @property
     def is_quick(self) -> bool:

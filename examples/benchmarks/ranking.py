@@ -106,7 +106,7 @@ def cases(options: Options, pair: Any = None) -> Iterator[Case]:
     for name in ("llama", "t5"):
         model = build(name, options)
         theirs = options.lavis.language_model(model) if options.lavis is not None else None
-        for number in [2, 20, 100, 1000] if not options.is_quick else [2]:
+        for number in options.candidates if not options.is_quick else [2]:
             yield _case(options, name, model, theirs, number)
 
 

@@ -67,13 +67,16 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of stock")
     parser.add_argument("--lavis", type=Path, help="a clone of LAVIS's repository, to time it too")
     parser.add_argument("--questions", type=int, nargs="+", default=Options.questions, help="an image, how many")
+    parser.add_argument("--candidates", type=int, nargs="+", default=Options.candidates, help="to rank, how many")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU")
     lavis = Lavis(args.lavis) if args.lavis is not None else None
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
-    options = Options(args.device, args.size, args.dtype, args.compile, lavis, tuple(args.questions))
+    options = Options(
+        args.device, args.size, args.dtype, args.compile, lavis, tuple(args.questions), tuple(args.candidates)
+    )
     settings = Settings(args.device, args.dtype, args.rounds, args.seconds)
     if args.device == "cuda":
         settings.ceilings = cuda_ceilings(args.dtype)
