@@ -9,8 +9,5 @@ IGNORE_INDEX = -100
 IMAGE_TOKEN = "<image>"
 """Text form of one image placeholder."""
 
-CACHES = ("dynamic", "offloaded", "static", "offloaded_static")
-"""transformers' ``cache_implementation``, as far as it is for prompts with images; ``"paged"`` is continuous batching's."""
-
 WAIT = timedelta(days=7)
 """Of processes for each other: one that has much to do must not be given up by those that are done."""

@@ -52,7 +52,7 @@ def test_a_cache_of_fixed_size(run, images, kind, request, monkeypatch):
     generate = InstructBlipForConditionalGeneration.generate
 
     def noting(self, **options):
-        given.append(options.get("cache_implementation"))
+        given.append(self.generation_config.cache_implementation)
         return generate(self, **options)
 
     monkeypatch.setattr(InstructBlipForConditionalGeneration, "generate", noting)

@@ -68,7 +68,8 @@ def test_ways_to_generate_change_no_answer(run, checkpoint, data, tmp_path, opti
 
     def noting(original):
         def called(self, *arguments, **options):
-            given.append((original.__name__, options.get("cache_implementation"), options.get("rows_at_once")))
+            cache = self.generation_config.cache_implementation
+            given.append((original.__name__, cache, options.get("rows_at_once")))
             return original(self, *arguments, **options)
 
         return called
@@ -105,6 +106,7 @@ def test_groups_of_tasks():
         (["--decoding", "num_beams=many"], "num_beams is 'many'; it must be a number"),
         (["--decoding", "beams=2"], "decoding has 'beams'; allowed are max_new_tokens"),
         (["--cache-implementation", "paged"], "--cache-implementation: 'paged' is none of dynamic, offloaded, static"),
+        (["--cache-implementation", "static", "--continuous-batching"], "has a cache of its own"),
         (["--continuous-batching"], "takes repetition_penalty=1.0, min_new_tokens=0; the decoding of gqa has"),
         (["--continuous-batching", "--tasks", "scienceqa"], "the task of scienceqa ranks its candidates"),
         (["--compare-with", "GPT"], "has no model 'GPT'; it has BLIP-2"),

@@ -32,7 +32,6 @@ class Conversation:
         max_new_tokens (`int`, *optional*, defaults to 256): Longest answer.
         temperature (`float`, *optional*, defaults to 0.0): Of sampling; 0 takes the likeliest token.
         top_p (`float`, *optional*, defaults to 1.0): Sampling among the likeliest tokens of this probability together.
-        cache_implementation (`str`, *optional*): Of `generate`, such as ``"static"``.
         recent ([`RecentImages`], *optional*): Encodes images, each once and not at every turn; by default one of its own.
 
     Attributes:
@@ -50,7 +49,6 @@ class Conversation:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        cache_implementation: str | None = None,
         recent: RecentImages | None = None,
     ) -> None:
         if max_new_tokens < 1:
@@ -66,7 +64,6 @@ class Conversation:
         self.sampling: dict[str, Any] = {"do_sample": False}
         if temperature:
             self.sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p}
-        self.cache = {} if cache_implementation is None else {"cache_implementation": cache_implementation}
         self.messages: list[dict[str, Any]] = []
         self.images: list[Any] = []
         self._coming: list[Any] = []  # images that go with the next question
@@ -112,7 +109,6 @@ class Conversation:
         options = {
             **self.processor.generation_options(),
             **self.sampling,
-            **self.cache,
             "num_beams": 1,
             "max_new_tokens": self._room(inputs),
         }

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..constants import CACHES
 from .data import data_app
 from .errors import fail
 from .evaluate_scienceqa import evaluate_scienceqa
@@ -38,6 +37,10 @@ IndexDtype = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 NumBeams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
+
+
+# transformers' own, as far as they are for prompts with images: "paged" is continuous batching's.
+CACHES = ("dynamic", "offloaded", "static", "offloaded_static")
 
 
 def _known_cache(name: str | None) -> str | None:
@@ -114,9 +117,7 @@ def ask(
     from .ask import run_ask
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-    if cache_implementation is not None:
-        options["cache_implementation"] = cache_implementation
-    run_ask(arguments, question or [], together, model, as_json, device, dtype, options)
+    run_ask(arguments, question or [], together, model, as_json, device, dtype, cache_implementation, options)
 
 
 @app.command()
@@ -151,11 +152,10 @@ def chat(
     from .chat_page import run_page
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    options["cache_implementation"] = cache_implementation
     if web:
-        run_page(image, model, device, dtype, options, host, port, browser)
+        run_page(image, model, device, dtype, cache_implementation, options, host, port, browser)
     else:
-        run_chat(image, model, device, dtype, options)
+        run_chat(image, model, device, dtype, cache_implementation, options)
 
 
 @app.command()
@@ -174,9 +174,7 @@ def caption(
     from .ask import run_caption
 
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-    if cache_implementation is not None:
-        options["cache_implementation"] = cache_implementation
-    run_caption(images, prompt, model, as_json, device, dtype, options)
+    run_caption(images, prompt, model, as_json, device, dtype, cache_implementation, options)
 
 
 @app.command()
@@ -271,6 +269,8 @@ def evaluate(
     else:
         if tasks is None or data_root is None or output is None:
             fail("evaluate needs --tasks, --data-root and --output; --list shows the tasks")
+        if continuous_batching and cache_implementation is not None:
+            fail("--continuous-batching has a cache of its own, and --cache-implementation names another: choose one")
         options: dict[str, Any] = {
             "batch_size": batch_size,
             "limit": limit,
@@ -281,10 +281,9 @@ def evaluate(
             "seed": seed,
             "continuous_batching": continuous_batching,
             "batching_window": batching_window,
-            "cache_implementation": cache_implementation,
         }
         pairs = {"decoding": decoding or [], "roots": roots or [], "image_roots": image_roots or []}
-        run_evaluate(tasks, data_root, output, model, device, dtype, options, pairs)
+        run_evaluate(tasks, data_root, output, model, device, dtype, cache_implementation, options, pairs)
 
 
 @app.command()

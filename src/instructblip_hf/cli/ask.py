@@ -25,13 +25,14 @@ def run_ask(
     as_json: bool,
     device: str | None,
     dtype: str | None,
+    cache_implementation: str | None,
     generate_options: dict[str, Any],
 ) -> None:
     """Answers each question about each image, or, without a question, asks for questions."""
     names, questions = split_arguments(arguments, questions)
     with user_errors():
         images = open_images(names)
-        loaded = load_generating(model, device, dtype)
+        loaded = load_generating(model, device, dtype, cache_implementation)
     if questions:
         _answer_all(loaded, names, images, questions, together, as_json, generate_options)
         return
@@ -47,12 +48,13 @@ def run_caption(
     as_json: bool,
     device: str | None,
     dtype: str | None,
+    cache_implementation: str | None,
     generate_options: dict[str, Any],
 ) -> None:
     """Describes each image."""
     with user_errors():
         images = open_images(names)
-        loaded = load_generating(model, device, dtype)
+        loaded = load_generating(model, device, dtype, cache_implementation)
     _answer_all(loaded, names, images, [prompt], False, as_json, generate_options, with_question=False)
 
 

@@ -22,12 +22,17 @@ PROMPT = "> "
 
 
 def run_chat(
-    image: str | None, model: str | None, device: str | None, dtype: str | None, options: dict[str, Any]
+    image: str | None,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    cache_implementation: str | None,
+    options: dict[str, Any],
 ) -> None:
     """Talks until the questions end. At a terminal mistakes are told and the talk goes on; else the first one ends it."""
     with user_errors():
         images = open_images([image] if image is not None else [])
-        loaded = load_generating(model, device, dtype)
+        loaded = load_generating(model, device, dtype, cache_implementation)
 
         from ..app.conversation import Conversation
 

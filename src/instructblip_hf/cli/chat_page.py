@@ -20,6 +20,7 @@ def run_page(
     model: str | None,
     device: str | None,
     dtype: str | None,
+    cache_implementation: str | None,
     options: dict[str, Any],
     host: str,
     port: int | None,
@@ -33,7 +34,7 @@ def run_page(
 
             import_gradio()
             images = open_images([image] if image is not None else [])
-            loaded = load_generating(model, device, dtype)
+            loaded = load_generating(model, device, dtype, cache_implementation)
             actions = Actions(loaded.model, loaded.processor, **options)
             content = PageContent(loaded.name)
             if loaded.name in BUNDLED_CHECKPOINTS:

@@ -36,6 +36,7 @@ def run_evaluate(
     model: str | None,
     device: str | None,
     dtype: str | None,
+    cache_implementation: str | None,
     options: Mapping[str, Any],
     pairs: Mapping[str, Sequence[str]],
 ) -> None:
@@ -53,7 +54,7 @@ def run_evaluate(
         from ..evaluation.runner import EvaluationOptions, evaluate
 
         settings = EvaluationOptions(decoding=decoding, **given, **options)
-        loaded = load_generating(model, device_of_process(device), dtype)
+        loaded = load_generating(model, device_of_process(device), dtype, cache_implementation)
         with stopping_errors():
             results = evaluate(
                 loaded.model, loaded.processor, chosen, data_root, output, model_name=loaded.name, options=settings

@@ -43,8 +43,14 @@ class LoadedModel:
         return self._recent
 
 
-def load_generating(name: str | None, device: str | None = None, dtype: str | None = None) -> LoadedModel:
+def load_generating(
+    name: str | None, device: str | None = None, dtype: str | None = None, cache_implementation: str | None = None
+) -> LoadedModel:
     """`load` for commands that let a model answer.
+
+    Args:
+        name, device, dtype: As in `load`.
+        cache_implementation (`str`, *optional*): Of the model's ``generation_config``, so that whatever answers has it.
 
     Raises:
         ValueError: If it has no language model; and as `load`.
@@ -55,6 +61,8 @@ def load_generating(name: str | None, device: str | None = None, dtype: str | No
             f"--model: {loaded.name} is a {type(loaded.model).__name__}, which compares images and texts and has no "
             "language model to answer with; use it with instructblip index and instructblip search"
         )
+    if cache_implementation is not None:
+        loaded.model.generation_config.cache_implementation = cache_implementation
     return loaded
 
 

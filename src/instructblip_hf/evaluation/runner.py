@@ -24,7 +24,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from ..constants import CACHES, WAIT
+from ..constants import WAIT
 from ..data.catalog import split_spec
 from ..data.schema import Example
 from ..data.sources.datasets import CatalogDataset
@@ -66,7 +66,6 @@ class EvaluationOptions:
             the answers: a row that has ended makes room for the next one.
         batching_window (`int`, *optional*, defaults to 16): With it: so many batches are handed over together, and answered
             before the next ones are read.
-        cache_implementation (`str`, *optional*): Of `generate`; one of `CACHES`.
     """
 
     batch_size: int = 8
@@ -82,20 +81,12 @@ class EvaluationOptions:
     progress: bool = True
     continuous_batching: bool = False
     batching_window: int = 16
-    cache_implementation: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "limit", "batching_window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.cache_implementation not in (None, *CACHES):
-            raise ValueError(f"cache_implementation is {self.cache_implementation!r}; allowed are {', '.join(CACHES)}")
-        if self.continuous_batching and self.cache_implementation is not None:
-            raise ValueError(
-                f"cache_implementation is {self.cache_implementation!r}, and continuous batching has a cache of its own: "
-                "choose one of them"
-            )
         allowed = [part.name for part in fields(Decoding)]
         for name in self.decoding or {}:
             if name not in allowed:
@@ -231,7 +222,6 @@ class _Job:
             train_answers,
             images_at_once,
             rows_at_once,
-            options.cache_implementation,
         )
         return cls(name, task, dataset, answerer, decoding, ids_of(dataset, options.limit))
 
@@ -290,10 +280,11 @@ def _run(
     result = _result(job, examples, answers, reference, options)
     result["answers_before"] = sum(one in answered for one in job.ids)
     result["seconds"] = round(time.monotonic() - begin, 1)
+    configured = job.answerer.model.generation_config
     result["run"] = {
         "batch_size": options.batch_size,
         "continuous_batching": options.continuous_batching,
-        "cache_implementation": options.cache_implementation,
+        "cache_implementation": None if options.continuous_batching else configured.cache_implementation,
         "processes": processes.num_processes,
         "device": str(job.answerer.model.device),
         "seed": options.seed,

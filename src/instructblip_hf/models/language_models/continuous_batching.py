@@ -122,6 +122,7 @@ def checked_config(config: GenerationConfig, max_new_tokens: int | None) -> Gene
         ValueError: For an option that continuous batching does not do, or a length that counts the prompt.
     """
     config = copy.deepcopy(config)
+    config.cache_implementation = None  # it has its own
     if max_new_tokens is not None:
         config.max_new_tokens = max_new_tokens
     if config.max_new_tokens is None:
