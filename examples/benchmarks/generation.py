@@ -47,12 +47,16 @@ def _case(options: Options, pair: Pair, theirs: Any, subject: str, batch: int, b
         )
         return torch.tensor([[int(word) for word in answer.split()] for answer in answers], device=prompt_ids.device)
 
+    # On a GPU steps are compiled with it, which transformers does for greedy search alone.
+    fixed = {"cache_implementation": "static"} if options.device == "cuda" and beams == 1 else None
     variants = {"stock": runner(pair.stock)}
+    if fixed is not None:
+        variants["stock, static cache"] = runner(pair.stock, **fixed)
     if theirs is not None:
         variants["LAVIS"] = lavis
     variants["ours"] = runner(pair.ours)
-    if options.device == "cuda" and beams == 1:
-        variants["ours, static cache"] = runner(pair.ours, cache_implementation="static")
+    if fixed is not None:
+        variants["ours, static cache"] = runner(pair.ours, **fixed)
     return Case(
         subject,
         {"batch": batch},
