@@ -214,5 +214,6 @@ def test_when_parts_are_compiled(device, options, device_map, is_compiled):
         assert (compile_config_for(own, {}) is not None) == is_compiled
         given = {"generation_config": GenerationConfig(**options)}
         assert (compile_config_for(model, given) is not None) == is_compiled
+        assert (compile_config_for(own, {"generation_config": GenerationConfig()}) is not None) == is_compiled
         assert compile_config_for(own, {"cache_implementation": None}) is None
     assert compile_config_for(model, options) is None  # with gradients

@@ -183,6 +183,20 @@ def test_the_same_rows_go_through_the_model_together_every_time():
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize("given", [{}, {"max_new_tokens": 4}, {"max_new_tokens": 4, "eos_token_id": 5}])
+def test_what_a_configuration_leaves_out_is_the_models(given):
+    model = tiny_models.our_model("llama")
+    inputs = many_requests(model)
+    model.generation_config.max_new_tokens = 7
+    config = transformers.GenerationConfig(**given)
+    answers = read(model.generate_batch(**inputs, generation_config=config))
+    ends = [given["eos_token_id"]] if "eos_token_id" in given else range(40)
+    expected = model.generate(**inputs, generation_config=config, return_full_text=False).tolist()
+    for answer, one in zip(answers, expected, strict=True):
+        assert answer == one[: len(answer)]
+        assert len(answer) == given.get("max_new_tokens", 7) or answer[-1] in ends
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("repetition_penalty", 1.5), ("min_new_tokens", 1), ("min_length", 3), ("no_repeat_ngram_size", 2)]

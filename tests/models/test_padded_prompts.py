@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import CompileConfig
+from transformers import CompileConfig, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 import tiny_models
@@ -84,6 +84,19 @@ def test_lengths_that_count_the_prompt():
         model.generate(**inputs, max_length=length, pad_to_multiple_of=8)
     with pytest.raises(ValueError, match=r"pad_to_multiple_of is 0; it must be at least 1"):
         model.generate(**inputs, pad_to_multiple_of=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_length_of_the_model_where_a_configuration_says_none(name):
+    """transformers fills in what a configuration leaves out from the model's own."""
+    model, inputs = MODELS[name](), inputs_for(name)
+    model.generation_config.max_length = inputs["input_ids"].shape[1] + 4
+    model.generation_config.eos_token_id = None
+    options = {"generation_config": GenerationConfig(num_beams=2, pad_token_id=0)}
+    if name == "t5":
+        options["generation_config"].decoder_start_token_id = 0
+    plain = model.generate(**inputs, **options)
+    assert model.generate(**inputs, **options, cache_implementation="static").tolist() == plain.tolist()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from transformers import CompileConfig
 
+from .language_models.padded_prompts import settled_options
+
 
 INSTRUCTION_MULTIPLE = 32
 """Lengths of instructions that a compiled Q-Former reads are multiples of it."""
@@ -31,11 +33,7 @@ def compile_config_for(model: Any, options: Mapping[str, Any]) -> CompileConfig 
         model (`VisionLanguageModel`): Model; its ``generation_config`` counts for what ``options`` leave out.
         options (`Mapping[str, Any]`): Options of ``generate``.
     """
-    own = options.get("generation_config") or model.generation_config
-
-    def option(name: str) -> Any:
-        return options[name] if name in options else getattr(own, name, None)
-
+    option = settled_options(options, model.generation_config)
     if option("cache_implementation") != "static" or option("disable_compile") or torch.is_grad_enabled():
         return None
     config: CompileConfig = option("compile_config") or CompileConfig()

@@ -547,7 +547,7 @@ class VisionLanguageModel(StrictLoadingMixin, PreTrainedModel, GenerationMixin):
             RuntimeError: If transformers gives no answer to a request.
         """
         check_language_model(self.language_model)
-        config = checked_config(generation_config or self.generation_config, max_new_tokens)
+        config = checked_config(generation_config, self.generation_config, max_new_tokens)
         if (input_ids is None) == (requests is None):
             raise ValueError("give one of input_ids and requests")
         if requests is not None and images:

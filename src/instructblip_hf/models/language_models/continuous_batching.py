@@ -115,13 +115,23 @@ def check_language_model(language_model: Any) -> None:
         )
 
 
-def checked_config(config: GenerationConfig, max_new_tokens: int | None) -> GenerationConfig:
-    """A copy of a configuration for continuous batching, which says how long answers are.
+def checked_config(
+    given: GenerationConfig | None, own: GenerationConfig, max_new_tokens: int | None
+) -> GenerationConfig:
+    """A configuration for continuous batching, which says how long answers are.
+
+    Args:
+        given (`GenerationConfig`, *optional*): Of the caller; what it leaves out is the model's, as in ``generate``.
+        own (`GenerationConfig`): The model's.
+        max_new_tokens (`int`, *optional*): In place of the configuration's.
 
     Raises:
         ValueError: For an option that continuous batching does not do, or a length that counts the prompt.
     """
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(given or own)
+    for name, value in own.to_dict().items():
+        if getattr(config, name, None) is None:
+            setattr(config, name, value)
     config.cache_implementation = None  # it has its own
     if max_new_tokens is not None:
         config.max_new_tokens = max_new_tokens

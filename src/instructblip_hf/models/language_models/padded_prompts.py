@@ -7,6 +7,7 @@ those of the cache, whose size follows from the length of the prompt: without pa
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,25 @@ class StreamerWithoutPadding:
         self.streamer.end()
 
 
+def settled_options(generate_kwargs: Mapping[str, Any], own_config: Any) -> Callable[[str], Any]:
+    """What ``generate`` goes by, as a function of an option's name: what it is given, or else what the configuration that it
+    is given says, or else the model's own.
+
+    Args:
+        generate_kwargs (`Mapping[str, Any]`): Options of ``generate``, ``generation_config`` among them.
+        own_config (`GenerationConfig`): The model's.
+    """
+    given_config = generate_kwargs.get("generation_config")
+
+    def option(name: str) -> Any:
+        if name in generate_kwargs:
+            return generate_kwargs[name]
+        value = getattr(given_config, name, None)
+        return value if value is not None else getattr(own_config, name, None)
+
+    return option
+
+
 def length_multiple(
     given: int | None,
     generate_kwargs: dict[str, Any],
@@ -108,17 +128,16 @@ def length_multiple(
     """
     if given is not None and given < 1:
         raise ValueError(f"pad_to_multiple_of is {given}; it must be at least 1")
-    config = generate_kwargs.get("generation_config") or own_config
-    cache = generate_kwargs.get("cache_implementation", getattr(config, "cache_implementation", None))
+    option = settled_options(generate_kwargs, own_config)
+    cache = option("cache_implementation")
     if given is None and cache not in _FIXED_SIZE:
         return None
     if is_encoder_decoder:
         return given or PROMPT_MULTIPLE
     counted = [name for name in ("max_length", "min_length") if generate_kwargs.get(name)]
-    has_max_new_tokens = generate_kwargs.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
-    if not has_max_new_tokens and getattr(config, "max_length", None) not in (None, DEFAULT_MAX_LENGTH):
+    if not option("max_new_tokens") and option("max_length") not in (None, DEFAULT_MAX_LENGTH):
         counted = counted or ["generation_config.max_length"]
-    if not generate_kwargs.get("min_length") and (getattr(config, "min_length", None) or 0) > prompt_length:
+    if not generate_kwargs.get("min_length") and (option("min_length") or 0) > prompt_length:
         counted.append("generation_config.min_length")
     if not counted:
         return given or PROMPT_MULTIPLE
@@ -131,4 +150,11 @@ def length_multiple(
     return None
 
 
-__all__ = ["DEFAULT_MAX_LENGTH", "PROMPT_MULTIPLE", "PaddedPrompt", "StreamerWithoutPadding", "length_multiple"]
+__all__ = [
+    "DEFAULT_MAX_LENGTH",
+    "PROMPT_MULTIPLE",
+    "PaddedPrompt",
+    "StreamerWithoutPadding",
+    "length_multiple",
+    "settled_options",
+]
