@@ -106,6 +106,11 @@ def test_the_default_model_says_what_it_is(run, images, tiny_bundle):
         (["a.png", "what ?", "-m", "empty"], "empty"),
         (["a.png", "what ?", "-m", "{checkpoint}", "--device", "abacus"], "--device: 'abacus'"),
         (["a.png", "what ?", "-m", "{checkpoint}", "--dtype", "int4"], "--dtype: 'int4'"),
+        (["a.png", "what ?", "-m", "{checkpoint}", "--cache-implementation", "paged"], "'paged' is none of dynamic"),
+        (
+            ["a.png", "what ?", "-m", "{checkpoint}", "--device", "cpu", "--cache-implementation", "offloaded"],
+            "--cache-implementation: offloaded is for an accelerator",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(run, images, checkpoint, tmp_path, arguments, message):

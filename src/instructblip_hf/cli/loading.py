@@ -53,7 +53,7 @@ def load_generating(
         cache_implementation (`str`, *optional*): Of the model's ``generation_config``, so that whatever answers has it.
 
     Raises:
-        ValueError: If it has no language model; and as `load`.
+        ValueError: If it has no language model, or the cache is none for its device; and as `load`.
     """
     loaded = load(name, device, dtype)
     if not hasattr(loaded.model, "language_model"):
@@ -62,6 +62,12 @@ def load_generating(
             "language model to answer with; use it with instructblip index and instructblip search"
         )
     if cache_implementation is not None:
+        place = loaded.model.device.type
+        if cache_implementation.startswith("offloaded") and place == "cpu":
+            raise ValueError(
+                f"--cache-implementation: {cache_implementation} is for an accelerator, whose cache it keeps in the memory of "
+                "the CPU, and the model is on the CPU; allowed there are dynamic and static"
+            )
         loaded.model.generation_config.cache_implementation = cache_implementation
     return loaded
 
