@@ -214,15 +214,7 @@ class _Job:
         # Always as many, so that answers do not depend on what was asked before, as where a run goes on.
         images_at_once = 1 if model.device.type == "cpu" else options.batch_size
         rows_at_once = options.batch_size if options.continuous_batching else None
-        answerer = TaskModel(
-            model,
-            processor,
-            task,
-            decoding,
-            train_answers,
-            images_at_once,
-            rows_at_once,
-        )
+        answerer = TaskModel(model, processor, task, decoding, train_answers, images_at_once, rows_at_once)
         return cls(name, task, dataset, answerer, decoding, ids_of(dataset, options.limit))
 
     def settings(self) -> dict[str, Any]:
