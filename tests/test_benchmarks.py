@@ -127,7 +127,7 @@ def test_all_benchmarks_run_and_write_their_results(tmp_path):
     subjects = ["start_up", "loading", "qformer", "packing", "images", "questions", "generation"]
     results = run_all(tmp_path, [*subjects, "many_requests", "ranking"])
     found = {row["subject"] for row in results["rows"]}
-    assert len(found) == 13
+    assert len(found) == 14
     assert all(row["seconds"] > 0 and row["difference"] <= 1e-3 for row in results["rows"])
     tables = (tmp_path / "tables.md").read_text()
     assert all(f"## {subject}\n" in tables for subject in found)

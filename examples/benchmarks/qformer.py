@@ -1,6 +1,8 @@
 """Q-Former and projection: stock, LAVIS's, compiled, and this package's, by batch and by length of the instruction.
 
-The vision tower's features are there on all sides; what comes out is what stands in the prompt."""
+The vision tower's features are there on all sides; what comes out is what stands in the prompt. Keys and values of all
+layers are a table of their own: layer by layer, which is what every side does, and as one product of all weights.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from harness import Case
+from harness import Case, relative_error
 from lavis_models import features
 from options import Options
 
@@ -23,6 +25,8 @@ def cases(options: Options, pair: Pair) -> Iterator[Case]:
     for text in [8, 128] if not options.is_quick else []:
         yield _case(options, pair, theirs, "text", 8, text)
     yield _ragged(options, pair, theirs, 32 if not options.is_quick else 3)
+    for batch in batches if not options.is_quick else [2]:
+        yield _keys_and_values(options, pair, batch)
 
 
 def _case(options: Options, pair: Pair, theirs: Any, axis: str, batch: int, text: int) -> Case:
@@ -42,6 +46,37 @@ def _ragged(options: Options, pair: Pair, theirs: Any, batch: int) -> Case:
     variants, missing, modules = _variants(options, pair, theirs, tensors, whole)
     return Case(
         "qformer, ragged text", {"batch": batch}, "batch", variants, tensors=tensors, modules=modules, missing=missing
+    )
+
+
+def _keys_and_values(options: Options, pair: Pair, batch: int) -> Case:
+    """The weights lie in one piece beforehand, so that the product has the best of it; it comes out as views for attention."""
+    qformer = pair.ours.qformer
+    layers = qformer.key_and_value_layers()
+    with torch.no_grad():
+        tensors = {
+            "image": _image(pair, batch, options.device),
+            "weight": torch.cat([layer.weight for layer in layers]),
+            "bias": torch.cat([layer.bias for layer in layers]),
+        }
+
+    @torch.no_grad()
+    def by_layer() -> list[torch.Tensor]:
+        return [one for both in qformer.keys_and_values(tensors["image"]) for one in both]
+
+    @torch.no_grad()
+    def one_product() -> tuple[torch.Tensor, ...]:
+        states = torch.nn.functional.linear(tensors["image"], tensors["weight"], tensors["bias"])
+        return states.chunk(len(layers), dim=-1)  # each [batch, image tokens, hidden]
+
+    return Case(
+        "keys and values of all layers",
+        {"batch": batch},
+        "batch",
+        {"layer by layer": by_layer, "one product": one_product},
+        compare=lambda expected, found: max(relative_error(one, other) for one, other in zip(expected, found)),
+        tensors=tensors,
+        modules=pair.modules,
     )
 
 
