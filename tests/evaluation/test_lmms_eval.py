@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -724,10 +723,7 @@ def test_answers_out_of_the_cache(checkpoints, data_in_place, tasks, ranked, tmp
 
 
 def test_two_processes_on_the_command_line(checkpoints, data_in_place, ranked, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    start = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port, "-m", "lmms_eval"]
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"]
     command = [sys.executable, *start, "--model", "instructblip_hf", "--batch_size", "2"]
     command += ["--model_args", f"pretrained={checkpoints['llama']}", "--include_path", str(TASKS_FOLDER)]
     command += ["--tasks", "instructblip_hateful_memes,instructblip_aokvqa_choice", "--log_samples"]

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -125,19 +124,17 @@ def test_the_first_stage_with_kept_features_trains_as_with_pixels(parts, tmp_pat
 def test_two_processes_train_as_one_with_all_rows(parts, tmp_path):
     """Through Trainer and DDP: captions of one process are compared with images of the other."""
     script = Path(__file__).parent / "first_stage_run.py"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     starts = {
         "one": ([], "8"),
-        "two": (["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port], "4"),
+        "two": (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "4"),
     }
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     losses = {}
     for name, (start, rows) in starts.items():
         arguments = [str(tmp_path / name), str(parts["vision"]), str(parts["bert"]), rows]
         command = [sys.executable, *start, str(script), *arguments]
-        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
         losses[name] = json.loads((tmp_path / name / "losses.json").read_text())
     assert len(losses["one"]) == 3
     for one, two in zip(losses["one"], losses["two"]):

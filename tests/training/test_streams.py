@@ -2,7 +2,6 @@
 
 import io
 import json
-import socket
 import subprocess
 import sys
 import tarfile
@@ -290,10 +289,7 @@ def test_two_processes_have_rows_of_their_own_and_resume(folder, tmp_path):
     """Oracle: the stream of each rank, read without Trainer and accelerate."""
     (tmp_path / "train.py").write_text(SCRIPT)
     recipe = write(folder, max_steps=4, save_steps=2, dataloader_num_workers=1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, str(tmp_path / "train.py"), str(recipe), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

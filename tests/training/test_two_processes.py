@@ -46,7 +46,7 @@ def launch(name, folder):
     if name == "one":
         return [], {}
     if name == "ddp":
-        return ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()], {}
+        return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], {}
     environment = {}
     config = yaml.safe_load((LAUNCH_CONFIGS / f"{name}.yaml").read_text())
     if name == "fsdp2":

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -197,10 +196,7 @@ def test_two_processes_share_the_work_and_the_features(checkpoint, pictures):
     data = {"train": "rows.jsonl", "image_features": "during"}
     path = write_recipe(pictures, checkpoint, data, per_device_train_batch_size=2, max_steps=4)
     Path("script.py").write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launcher, "script.py", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
