@@ -44,21 +44,20 @@ def compile_config_for(model: Any, options: Mapping[str, Any]) -> CompileConfig 
 
 
 def pad_instructions(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, max_length: int, device: torch.device
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, max_length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Instructions of few lengths, on the device of what is compiled: CUDA graphs read nothing of the CPU's memory.
+    """Instructions of few lengths, for a Q-Former that is compiled.
 
     Args:
         input_ids (`torch.LongTensor`): Shape (rows, text).
         attention_mask (`torch.Tensor`, *optional*): Same shape; by default all ones.
         max_length (`int`): Positions of the Q-Former, up to which is padded.
-        device (`torch.device`): The Q-Former's.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     length = input_ids.shape[1]
     sides = (0, max(0, min(-length % INSTRUCTION_MULTIPLE, max_length - length)))
-    return nn.functional.pad(input_ids, sides).to(device), nn.functional.pad(attention_mask, sides).to(device)
+    return nn.functional.pad(input_ids, sides), nn.functional.pad(attention_mask, sides)
 
 
 class CompiledCalls:
@@ -78,8 +77,8 @@ class CompiledCalls:
             config (`CompileConfig`, *optional*): How; `None` for not at all.
 
         Returns:
-            `Callable`: To be called as the part is. What is compiled returns memory of its own: that of a CUDA graph is
-            written anew by the next run.
+            `Callable`: To be called as the part is. What is compiled is given tensors on the part's device, as CUDA graphs
+            read nothing of the CPU's memory, and returns memory of its own: a graph's is written anew by the next run.
         """
         if config is None:
             return part
@@ -87,9 +86,10 @@ class CompiledCalls:
         if kept is None or kept[1] != config:
             kept = part, config, torch.compile(part.__call__, **config.to_dict())
             self._kept[id(part)] = kept
-        compiled = kept[2]
+        compiled, device = kept[2], next(part.parameters()).device
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (args, kwargs))
             return pytree.tree_map_only(torch.Tensor, torch.clone, compiled(*args, **kwargs))
 
         return call

@@ -232,8 +232,6 @@ class QFormerLanguageModel(VisionLanguageModel):
             image_index = check_image_index(image_index, features.shape[0])
         images = features.shape[0] if image_index is None else image_index.shape[0]
         queries = self.query_tokens.expand(images, -1, -1)
-        if compile_config is not None and image_index is not None:
-            image_index = image_index.to(queries.device)
         qformer_outputs = self._compiled_calls.of(self.qformer, compile_config)(
             **self._instructions(images, frames, **instruction),
             query_embeds=queries,

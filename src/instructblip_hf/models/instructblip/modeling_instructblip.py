@@ -109,10 +109,7 @@ class InstructBlipForConditionalGeneration(QFormerLanguageModel, GenerationMixin
         """
         if compile_config is not None and qformer_input_ids is not None:
             qformer_input_ids, qformer_attention_mask = pad_instructions(
-                qformer_input_ids,
-                qformer_attention_mask,
-                self.config.qformer_config.max_position_embeddings,
-                self.query_tokens.device,
+                qformer_input_ids, qformer_attention_mask, self.config.qformer_config.max_position_embeddings
             )
         return self._get_image_features(
             pixel_values,

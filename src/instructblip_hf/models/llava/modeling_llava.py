@@ -343,8 +343,6 @@ class LlavaForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         if image_index is not None:
             image_index = check_image_index(image_index, features.shape[0])
         connector_device = next(self.multi_modal_projector.parameters()).device
-        if compile_config is not None and image_index is not None:
-            image_index = image_index.to(connector_device)
         projected, qformer_outputs = self._compiled_calls.of(self.multi_modal_projector, compile_config)(
             features.to(connector_device),
             image_index,
