@@ -111,8 +111,9 @@ class TaskModel:
 
     def _generate_together(self, examples: Sequence[Example], prompts: Sequence[str]) -> list[dict[str, Any]]:
         requests: list[Any] = []
-        for start in range(0, len(examples), self.rows_at_once or 1):
-            part = slice(start, start + (self.rows_at_once or 1))
+        rows = self.rows_at_once or 1
+        for start in range(0, len(examples), rows):
+            part = slice(start, start + rows)
             _, inputs = self._inputs(examples[part], prompts[part])
             requests += self.model.encode_requests(**inputs)
         outputs = self.model.generate_batch(

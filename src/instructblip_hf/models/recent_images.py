@@ -117,33 +117,25 @@ class RecentImages:
             pixels_of (`Callable`): Pixels, shape (images, 3, height, width), of images by their places in ``distinct``.
         """
         with self._lock:
-            return self._inputs(occurrences, distinct, pixels_of)
-
-    def _inputs(
-        self,
-        occurrences: Sequence[str],
-        distinct: Sequence[str],
-        pixels_of: Callable[[Sequence[int]], torch.Tensor],
-    ) -> dict[str, Any]:
-        state = self._state_of_model()
-        if state != self._state:
-            self.clear()
-            self._state = state
-        missing = [place for place, key in enumerate(distinct) if key not in self._rows]
-        if missing:
-            # In the order of the batch: features of pixels that are encoded together belong to their places.
-            for place, row in zip(missing, self._encode(pixels_of(missing)), strict=True):
-                self._rows[distinct[place]] = row
-        for key in distinct:
-            self._rows.move_to_end(key)
-        wanted = tuple(distinct)
-        if self._joined is None or self._joined[0] != wanted or missing:
-            rows = [self._rows[key] for key in wanted]
-            self._joined = (wanted, rows[0] if len(rows) == 1 else ImageCache.cat(rows))
-        cache = self._joined[1]
-        self._forget(keep=len(distinct))
-        order = {key: place for place, key in enumerate(wanted)}
-        return {"image_cache": cache, "image_index": torch.tensor([order[key] for key in occurrences])}
+            state = self._state_of_model()
+            if state != self._state:
+                self.clear()
+                self._state = state
+            missing = [place for place, key in enumerate(distinct) if key not in self._rows]
+            if missing:
+                # In the order of the batch: features of pixels that are encoded together belong to their places.
+                for place, row in zip(missing, self._encode(pixels_of(missing)), strict=True):
+                    self._rows[distinct[place]] = row
+            for key in distinct:
+                self._rows.move_to_end(key)
+            wanted = tuple(distinct)
+            if self._joined is None or self._joined[0] != wanted or missing:
+                rows = [self._rows[key] for key in wanted]
+                self._joined = (wanted, rows[0] if len(rows) == 1 else ImageCache.cat(rows))
+            cache = self._joined[1]
+            self._forget(keep=len(distinct))
+            order = {key: place for place, key in enumerate(wanted)}
+            return {"image_cache": cache, "image_index": torch.tensor([order[key] for key in occurrences])}
 
     def clear(self) -> None:
         """Forgets all images."""
