@@ -57,6 +57,14 @@ def questions(model, side="left"):
     return inputs, pixels, torch.tensor(INDEX)
 
 
+def questions_for_logits(model):
+    """The same, with the labels without which a sequence-to-sequence model has no logits."""
+    inputs, pixels, index = questions(model)
+    if model.config.is_encoder_decoder:
+        inputs["labels"] = labels_for("t5", inputs)
+    return inputs, pixels, index
+
+
 def with_cache(model, inputs, pixels, index, **options):
     with torch.no_grad():
         cache = model.encode_images(pixels, **options)
@@ -278,9 +286,7 @@ def test_adapters_that_are_switched_are_seen(family):
 def test_adapters_may_have_a_precision_of_their_own(family):
     peft = pytest.importorskip("peft")
     model = family_model(family).to(torch.bfloat16)
-    inputs, pixels, index = questions(model)
-    if model.config.is_encoder_decoder:
-        inputs["labels"] = labels_for("t5", inputs)
+    inputs, pixels, index = questions_for_logits(model)
     inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
     targets = r".*(qformer.*\.(key|value)|language_projection|multi_modal_projector\.linear_\d)"
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, r=2, init_lora_weights=False)).eval()
@@ -363,9 +369,7 @@ def test_rows_bytes_and_joining(family):
 @torch.no_grad()
 def test_another_precision(family):
     model = family_model(family)
-    inputs, pixels, index = questions(model)
-    if model.config.is_encoder_decoder:
-        inputs["labels"] = labels_for("t5", inputs)
+    inputs, pixels, index = questions_for_logits(model)
     own = with_cache(model, inputs, pixels, index)
     model.to(torch.bfloat16)
     part = "Q-Former" if getattr(model, "reads_instruction", False) else "connector"
@@ -382,9 +386,7 @@ def test_another_precision(family):
 def test_autocast(family):
     """What it made belongs under it; under it a cache of the weights' precision may be read, too."""
     model = family_model(family)
-    inputs, pixels, index = questions(model)
-    if model.config.is_encoder_decoder:
-        inputs["labels"] = labels_for("t5", inputs)
+    inputs, pixels, index = questions_for_logits(model)
     plain = with_cache(model, inputs, pixels, index)
     with torch.autocast("cpu", torch.bfloat16):
         own = with_cache(model, inputs, pixels, index)
