@@ -14,8 +14,8 @@ import torch
 def least_padding(hidden_size: int) -> float:
     """Share of padding among all tokens, queries included, from which packing is faster than padding.
 
-    Fitted to measurements on a CPU: what is saved grows with the square of the width, the copies that
-    packing takes with the width.
+    Fitted to measurements on a CPU (examples/benchmarks/packing.py): what is saved grows with the square of the width, the
+    copies that packing takes with the width.
     """
     return 0.03 + 15 / hidden_size
 
